@@ -1,0 +1,71 @@
+# Maskwright. `make` lists what there is; `make demo` and `make test` each work as the first command after a clone.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RECIPE ?= deberta-tiny-encyclopedia-wwm
+PROFILE ?=
+ARGS ?=
+DEVICES ?= 1
+SMALL := canine-tiny-domains-char deberta-tiny-encyclopedia-wwm
+RECIPES := $(basename $(notdir $(wildcard recipes/*.yaml)))
+PROFILE_FLAG = $(if $(PROFILE),--profile $(PROFILE),)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format bench golden train scale paleobert-11gb canine-a100 clean $(RECIPES:%=plan-%)
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-zA-Z0-9_%-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  plan-RECIPE        plan one of: $(RECIPES)"
+
+setup: $(VENV)/.ready  ## make .venv with an editable install, and fetch the small recipes' data
+	@for recipe in $(SMALL); do $(BIN)/maskwright data prepare $$recipe > /dev/null || exit 1; done
+
+# DeepSpeed builds against the torch that is there, so it comes last and without build isolation.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch ninja setuptools wheel
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[dev,tensorboard]'
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[deepspeed]'
+	touch $@
+
+demo: setup  ## train both small recipes, compare with yardsticks, fill before and after (about ten minutes)
+	$(BIN)/python -m launch.demo
+
+test: setup  ## every test that runs without a GPU
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+check: setup  ## format, lint, types, tests: what CI runs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/python -m pytest -q -m "not gpu" $(ARGS)
+
+format: setup  ## put the code in its form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup  ## measure the data pipes and the models against named peers
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+golden: setup  ## record the golden losses anew; say in docs/decisions.md why they moved
+	$(BIN)/python -m tests.golden.record
+
+$(RECIPES:%=plan-%): plan-%: setup
+	$(BIN)/maskwright plan $* $(PROFILE_FLAG) $(ARGS)
+
+train: setup  ## train RECIPE= on PROFILE= with ARGS=
+	$(BIN)/maskwright run $(RECIPE) $(PROFILE_FLAG) $(ARGS)
+
+scale: setup  ## train RECIPE= on DEVICES= GPUs of this machine
+	$(BIN)/maskwright run $(RECIPE) $(PROFILE_FLAG) --devices $(DEVICES) $(ARGS)
+
+paleobert-11gb: setup  ## DeBERTa-v3-base on Cambrian literature, one card of 11 GB
+	$(BIN)/maskwright run deberta-v3-base-paleo-wwm --profile rtx2080ti-11gb $(ARGS)
+
+canine-a100: setup  ## CANINE-C on registered domain names, one A100
+	$(BIN)/maskwright run canine-c-domains-char --profile a100-40gb $(ARGS)
+
+clean:  ## remove runs, caches and the virtual environment
+	rm -rf runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis $(VENV)
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

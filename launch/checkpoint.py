@@ -1,0 +1,278 @@
+"""Checkpoints: whole or absent. Written beside their place, hashed, renamed; only then is an old one removed.
+
+A checkpoint folder is a Hugging Face folder (`model.safetensors`, config, tokenizer) with a folder
+`training/` (optimizer, random states, progress.json) and a manifest of sizes and hashes.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from data_pipes.packages import hash_stream
+from launch.build import Job
+from launch.evaluate import Score
+from launch.recipe import Recipe
+from launch.verdict import MACHINE, RESUME, RunError
+from modeling import hf
+
+MANIFEST = "manifest.json"
+_TRAINING = "training"
+_DEEPSPEED = "engine"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, and all that a later decision needs; plain data.
+
+    Attributes:
+        step: optimizer steps done.
+        best_step, best_value: the best evaluation so far, by the stopping metric (else the loss).
+        num_stale: evaluations since the last improvement.
+        best_reported: the value that improvements are measured from.
+    """
+
+    step: int = 0
+    best_step: int | None = None
+    best_value: float | None = None
+    num_stale: int = 0
+    best_reported: float | None = None
+
+    def at(self, step: int) -> "Progress":
+        """The same, some steps later."""
+        return replace(self, step=step)
+
+    def judged(self, score: Score, metric: str, threshold: float) -> "Progress":
+        """After an evaluation: the best so far, and whether patience wears thin."""
+        value = getattr(score, metric)
+        sign = -1 if metric == "accuracy" else 1
+        is_best = self.best_value is None or sign * value < sign * self.best_value
+        improves = self.best_reported is None or sign * value < sign * self.best_reported - threshold
+        return replace(
+            self,
+            best_step=self.step if is_best else self.best_step,
+            best_value=value if is_best else self.best_value,
+            num_stale=0 if improves else self.num_stale + 1,
+            best_reported=value if improves else self.best_reported,
+        )
+
+
+def recipe_key(recipe: Recipe) -> str:
+    """A hash of what decides the result; a run is only resumed under the same one.
+
+    How long to keep checkpoints, how often to log and what to print may change under a run.
+    """
+    decisive = recipe.model_dump(
+        mode="json",
+        exclude={"description", "extends", "checkpoint", "logging", "report_to", "stopping"},
+    )
+    decisive["evaluation"] = {"rate": recipe.evaluation.rate}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def save_checkpoint(job: Job, progress: Progress, folder: Path) -> Path:
+    """Write `folder/checkpoint-<step>` and remove what the recipe no longer keeps. All ranks call it."""
+    accelerator = job.accelerator
+    place = folder / f"checkpoint-{progress.step}"
+    draft = folder / f".checkpoint-{progress.step}.partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(draft, ignore_errors=True)
+        (draft / _TRAINING).mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    if job.plan.zero_stage is not None:
+        job.model.save_checkpoint(str(draft / _TRAINING / _DEEPSPEED), tag="state")  # pyright: ignore[reportCallIssue]
+    elif accelerator.is_main_process:
+        torch.save(job.optimizer.state_dict(), draft / _TRAINING / "optimizer.pt")
+    torch.save(_random_states(), draft / _TRAINING / f"random-{accelerator.process_index}.pt")
+    _save_model(job, draft)
+    if accelerator.is_main_process:
+        state = {**asdict(progress), "recipe_key": recipe_key(job.recipe), "world_size": job.plan.world_size}
+        (draft / _TRAINING / "progress.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _commit(draft, place)
+        _rotate(folder, job.recipe.checkpoint.keep, {progress.best_step})
+    accelerator.wait_for_everyone()
+    return place
+
+
+def save_model(job: Job, place: Path) -> None:
+    """Write the model as a Hugging Face folder (RUN/best, RUN/final), replacing an older one as a whole."""
+    draft = place.with_name(f".{place.name}.partial")
+    if job.accelerator.is_main_process:
+        shutil.rmtree(draft, ignore_errors=True)
+    job.accelerator.wait_for_everyone()
+    _save_model(job, draft)
+    if job.accelerator.is_main_process:
+        _commit(draft, place)
+    job.accelerator.wait_for_everyone()
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """The committed checkpoints of a run, newest first; whether they are whole is not looked at."""
+    numbered = [(path.name.removeprefix("checkpoint-"), path) for path in folder.glob("checkpoint-*")]
+    steps = [(int(number), path) for number, path in numbered if number.isdigit() and path.is_dir()]
+    return [path for _, path in sorted(steps, reverse=True)]
+
+
+def choose_checkpoint(folder: Path, resume: str) -> Path | None:
+    """The checkpoint to start from; None: a fresh start.
+
+    Args:
+        folder: the run folder.
+        resume: `auto` (the newest whole one), `never`, or a checkpoint's path.
+
+    Raises:
+        RunError: there are checkpoints and none is whole, or `never` in a folder that has a run in it.
+    """
+    found = find_checkpoints(folder)
+    if resume == "never":
+        if found or (folder / "metrics.jsonl").exists():
+            raise RunError(RESUME, f"--resume never: {folder} holds a run already; name another --output")
+        return None
+    if resume != "auto":
+        found = [Path(resume)]
+    damages = []
+    for place in found:
+        damage = find_damage(place)
+        if damage is None:
+            return place
+        damages.append(f"{place.name}: {damage}")
+    if damages:
+        raise RunError(
+            RESUME,
+            f"no whole checkpoint to resume from ({'; '.join(damages)}); move it away to start afresh",
+        )
+    return None
+
+
+def find_damage(place: Path) -> str | None:
+    """What is wrong with a checkpoint, by its manifest; None: it is whole."""
+    try:
+        manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        files: dict[str, dict[str, Any]] = manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its manifest cannot be read ({error})"
+    if not files:
+        return "its manifest is empty"
+    for name, wanted in files.items():
+        path = place / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != wanted["bytes"]:
+            return f"{name} has {path.stat().st_size:,} bytes, not {wanted['bytes']:,}"
+        if _hash_file(path) != wanted["sha256"]:
+            return f"{name} was changed after it was written"
+    return None
+
+
+def load_checkpoint(job: Job, place: Path) -> Progress:
+    """Put a checkpoint's state into a job that was just built; the progress to go on from.
+
+    Raises:
+        RunError: it belongs to another recipe, or its sharded state to another number of processes.
+    """
+    training = place / _TRAINING
+    state = json.loads((training / "progress.json").read_text(encoding="utf-8"))
+    if state.pop("recipe_key") != recipe_key(job.recipe):
+        raise RunError(
+            RESUME,
+            f"{place} was written under another recipe (see {place.parent}/recipe.resolved.yaml); "
+            "restore it, or train in another --output",
+        )
+    world_size = state.pop("world_size")
+    if job.plan.zero_stage is not None:
+        if world_size != job.plan.world_size:
+            raise RunError(
+                RESUME, f"{place} holds ZeRO shards of {world_size} processes, not {job.plan.world_size}"
+            )
+        if not (training / _DEEPSPEED).is_dir():
+            raise RunError(RESUME, f"{place} was written without DeepSpeed; resume it without a ZeRO profile")
+        loaded, _ = job.model.load_checkpoint(str(training / _DEEPSPEED), tag="state")  # pyright: ignore[reportCallIssue]
+        if loaded is None:
+            raise RunError(RESUME, f"DeepSpeed found no state in {place}")
+    else:
+        if not (training / "optimizer.pt").is_file():
+            raise RunError(RESUME, f"{place} was written under ZeRO; resume it with the same profile")
+        _load_weights(job, load_file(place / "model.safetensors"))
+        job.optimizer.load_state_dict(torch.load(training / "optimizer.pt", weights_only=True))
+    own_states = training / f"random-{job.accelerator.process_index}.pt"
+    if world_size == job.plan.world_size and own_states.exists():
+        _set_random_states(torch.load(own_states, weights_only=True))
+    return Progress(**state)
+
+
+def _load_weights(job: Job, weights: dict[str, Tensor]) -> None:
+    missing, unexpected = job.bare_model.load_state_dict(weights, strict=False)
+    # A tied weight is written once, under one of its names.
+    tied = {key for key in missing if key in (getattr(job.bare_model, "all_tied_weights_keys", None) or {})}
+    if set(missing) - tied or unexpected:
+        raise RunError(
+            RESUME, f"the checkpoint's weights do not fit: missing {missing}, unknown {unexpected}"
+        )
+    job.bare_model.tie_weights()
+
+
+def _save_model(job: Job, place: Path) -> None:
+    weights: Any = job.accelerator.get_state_dict(job.model)
+    if job.accelerator.is_main_process:
+        hf.save(job.bare_model, place, job.tokenizer, state_dict=weights)
+
+
+def _commit(draft: Path, place: Path) -> None:
+    """Hash and flush every file of a draft, then give it its name."""
+    names = sorted(str(path.relative_to(draft)) for path in draft.rglob("*") if path.is_file())
+    files = {
+        name: {"bytes": (draft / name).stat().st_size, "sha256": _hash_file(draft / name)} for name in names
+    }
+    (draft / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
+    for path in [*draft.rglob("*"), draft]:
+        _flush(path)
+    old = place.with_name(f".{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.rename(old)
+    draft.rename(place)
+    _flush(place.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise RunError(MACHINE, f"{path} could not be flushed to disk: {error}") from error
+    finally:
+        os.close(descriptor)
+
+
+def _rotate(folder: Path, keep: int, protected_steps: set[int | None]) -> None:
+    for place in find_checkpoints(folder)[keep:]:
+        if int(place.name.removeprefix("checkpoint-")) not in protected_steps:
+            shutil.rmtree(place)
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hash_stream(file)
+
+
+def _random_states() -> dict[str, Any]:
+    states: dict[str, Any] = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_random_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

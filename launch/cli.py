@@ -1,0 +1,219 @@
+"""The `maskwright` command. Each verb imports what it needs, so that `plan` answers in a second."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from launch.hardware import ProfileError, load_profiles
+from launch.recipe_check import RecipeError
+from launch.recipe_file import json_schema, read_recipe, shipped_recipes
+from launch.request import Request, add_arguments, parse
+from launch.verdict import REQUEST, RunError
+
+EXIT_CODES = """exit codes:
+  0 done   1 a defect of ours   2 the request is wrong   3 the machine lacks something
+  4 nothing usable to resume from   5 diverged   6 a rank was lost   7 the folder is in use   143 stopped"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit code."""
+    parser = _build_parser()
+    arguments = parse(parser, argv)
+    try:
+        return arguments.verb(arguments)
+    except (RecipeError, ProfileError) as error:
+        print(f"maskwright: {error}", file=sys.stderr)  # noqa: T201
+        return REQUEST
+    except RunError as error:
+        print(f"maskwright: {error}", file=sys.stderr)  # noqa: T201
+        return error.verdict.exit_code
+    except BrokenPipeError:
+        return 0
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="maskwright",
+        description="Masked-language-model pretraining: a recipe, a profile, a plan, a run.",
+        epilog="start with:  maskwright plan deberta-tiny-encyclopedia-wwm --profile cpu",
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    def add(
+        name: str, function: Callable, summary: str, example: str, **more: str
+    ) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"example:\n  maskwright {example}" + (f"\n\n{more['after']}" if more else ""),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        verb.set_defaults(verb=function)
+        return verb
+
+    plan = add(
+        "plan", _plan, "resolve and check a job before anything runs",
+        "plan deberta-v3-base-paleo-wwm --profile a100-40gb data.expected_tokens=50_000_000",
+    )  # fmt: skip
+    add_arguments(plan)
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    plan.add_argument("--no-memory", action="store_true", help="leave the memory prediction out")
+    run = add(
+        "run", _run, "plan a job, then train it through accelerate launch",
+        "run canine-tiny-domains-char --profile cpu-2proc training.max_steps=500", after=EXIT_CODES,
+    )  # fmt: skip
+    add_arguments(run)
+    run.add_argument("--dry-run", action="store_true", help="print the command that would be executed")
+    recipes = add("recipes", _recipes, "the shipped recipes", "recipes")
+    recipes.add_argument("--schema", action="store_true", help="print the JSON schema of a recipe file")
+    add("profiles", _profiles, "the known hardware", "profiles")
+    _add_data(add)
+    _add_model_verbs(add)
+    return parser
+
+
+def _add_data(add: Callable[..., argparse.ArgumentParser]) -> None:
+    data = add(
+        "data", _data, "prepare a recipe's data, or show what is masked", "data preview RECIPE --rows 5"
+    )
+    steps = data.add_subparsers(title="steps", metavar="STEP", required=True)
+    prepare = steps.add_parser("prepare", help="read, clean, split and tokenise once; later runs reuse it")
+    preview = steps.add_parser("preview", help="rows with their hidden words or characters")
+    for step in (prepare, preview):
+        step.add_argument("recipe", help="a recipe file, or the name of a shipped recipe")
+        step.add_argument("overrides", nargs="*", metavar="key=value")
+    preview.add_argument("--rows", type=int, default=5, metavar="N", help="how many rows; default 5")
+    preview.add_argument("--json", action="store_true", help="one JSON object a line")
+    prepare.set_defaults(step="prepare")
+    preview.set_defaults(step="preview")
+
+
+def _add_model_verbs(add: Callable[..., argparse.ArgumentParser]) -> None:
+    evaluate = add(
+        "evaluate", _evaluate, "the run's metrics on a saved model", "evaluate runs/NAME/final RECIPE"
+    )
+    evaluate.add_argument("model", help="a model folder, or a run folder")
+    evaluate.add_argument("recipe", help="the recipe whose evaluation rows and masks are used")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value")
+    evaluate.add_argument("--json", action="store_true")
+    fill = add("fill", _fill, "fill [MASK] (words) or _ (characters)", 'fill runs/NAME/final "goo_le.com"')
+    fill.add_argument("model", help="a model folder, or a run folder")
+    fill.add_argument("texts", nargs="+", metavar="TEXT")
+    fill.add_argument("--top", type=int, default=5, metavar="K", help="candidates a place; default 5")
+    fill.add_argument("--json", action="store_true")
+    report = add("report", _report, "one self-contained HTML file", "report runs/NAME")
+    report.add_argument("runs", nargs="+", metavar="RUN")
+    report.add_argument("--output", metavar="FILE", help="default: report.html in the (first) run folder")
+    export = add("export", _export, "a Hugging Face folder with a model card", "export runs/NAME my-encoder")
+    export.add_argument("run", metavar="RUN")
+    export.add_argument("folder", metavar="DIR")
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from launch.console import print_plan
+
+    request = Request.of(arguments)
+    plan = request.plan()
+    if arguments.json:
+        print(plan.model_dump_json(indent=2))  # noqa: T201
+    else:
+        print_plan(plan, request.recipe)
+    return REQUEST if plan.errors else 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from launch.command import command_text
+    from launch.console import prepare_with_progress, print_plan, print_verdict
+    from launch.run import execute
+
+    request = Request.of(arguments)
+    plan = request.plan()
+    if arguments.dry_run and not plan.errors:
+        print(command_text(plan))  # noqa: T201
+        return 0
+    if not plan.errors and plan.corpus_origin != "prepared":
+        prepare_with_progress(request.recipe)
+        plan = request.plan()
+    print_plan(plan, request.recipe)
+    if plan.errors:
+        return REQUEST
+    verdict = execute(plan, request.output)
+    print_verdict(verdict)
+    return verdict.exit_code
+
+
+def _recipes(arguments: argparse.Namespace) -> int:
+    from launch.console import print_table
+
+    if arguments.schema:
+        print(json_schema(), end="")  # noqa: T201
+        return 0
+    recipes = [read_recipe(path) for path in shipped_recipes()]
+    print_table(["recipe", "what it trains"], [[recipe.name, recipe.description] for recipe in recipes])
+    return 0
+
+
+def _profiles(_: argparse.Namespace) -> int:
+    from launch.console import print_table
+
+    print_table(["profile", "hardware"], [[p.name, p.summary] for p in load_profiles().values()])
+    return 0
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    from launch.preview import prepare, preview
+
+    recipe = read_recipe(arguments.recipe, arguments.overrides)
+    if arguments.step == "prepare":
+        return prepare(recipe)
+    return preview(recipe, num_rows=arguments.rows, as_json=arguments.json)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from launch.judge import judge
+
+    recipe = read_recipe(arguments.recipe, arguments.overrides)
+    return judge(Path(arguments.model), recipe, as_json=arguments.json)
+
+
+def _fill(arguments: argparse.Namespace) -> int:
+    from launch.predict import as_dict, fill, render
+
+    try:
+        filled = fill(arguments.model, arguments.texts, top=arguments.top)
+    except (ValueError, OSError) as error:
+        raise RunError(REQUEST, str(error)) from error
+    if arguments.json:
+        print(json.dumps([as_dict(one) for one in filled], ensure_ascii=False, indent=2))  # noqa: T201
+    else:
+        from rich.console import Console
+
+        Console().print(render(filled))
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from launch.report import write_report
+
+    try:
+        path = write_report(
+            [Path(run) for run in arguments.runs], Path(arguments.output) if arguments.output else None
+        )
+    except (ValueError, OSError) as error:
+        raise RunError(REQUEST, str(error)) from error
+    print(path)  # noqa: T201
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from launch.export import export
+
+    try:
+        folder = export(Path(arguments.run), Path(arguments.folder))
+    except (ValueError, OSError) as error:
+        raise RunError(REQUEST, str(error)) from error
+    print(folder)  # noqa: T201
+    return 0

@@ -1,0 +1,102 @@
+"""The events of a run: metrics.jsonl, one JSON object a line, as far as it can be read."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+
+_MARKS = ("start", "resume", "end")
+_WITH_STEP = ("train", "eval", "fill", "save", "resume")
+
+
+@dataclass(frozen=True)
+class Events:
+    """What a run logged, in the order of the file; of an event logged twice the later one.
+
+    Attributes:
+        rows: events, each with a `kind` and a `step`.
+        num_unreadable: lines that are no event, the cut one apart.
+        is_cut: the last line ends in the middle, as a killed run leaves it.
+    """
+
+    rows: list[Event] = field(default_factory=list)
+    num_unreadable: int = 0
+    is_cut: bool = False
+
+    def of(self, kind: str) -> list[Event]:
+        """The events of one kind by step; starts, resumes and ends in the order of the file."""
+        events = [event for event in self.rows if event["kind"] == kind]
+        return events if kind in _MARKS else sorted(events, key=lambda event: event["step"])
+
+    def curve(self, kind: str, key: str) -> list[tuple[int, float]]:
+        """(step, value) by step; events without a number under `key` are left out, NaN stays in."""
+        found = ((event["step"], number(event, key)) for event in self.of(kind))
+        return [(step, value) for step, value in found if value is not None]
+
+    @property
+    def marks(self) -> list[Event]:
+        """Starts, resumes and ends, in the order of the file."""
+        return [event for event in self.rows if event["kind"] in _MARKS]
+
+    @property
+    def last_step(self) -> int:
+        """The highest step that training or evaluation reached; 0 when there is none."""
+        return max((event["step"] for event in self.rows if event["kind"] in ("train", "eval")), default=0)
+
+
+def number(event: Event, key: str) -> float | None:
+    """The number under `key`; None where there is none (a bool or a text is none)."""
+    value = event.get(key)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def read_events(path: Path) -> Events:
+    """Read a metrics file, also one that is still written or was cut. A missing file has no events.
+
+    A start or resume at step s takes back every earlier training, evaluation, fill and save event
+    beyond s: that branch of the run is gone.
+    """
+    if not path.exists():
+        return Events()
+    *whole, last = path.read_bytes().split(b"\n")
+    parsed = [_parse(line) for line in whole if line.strip()]
+    rows = [event for event in parsed if event is not None]
+    tail = _parse(last) if last.strip() else None
+    if tail is not None:
+        rows.append(tail)
+    return Events(
+        _keep_later(rows),
+        len(parsed) - sum(e is not None for e in parsed),
+        bool(last.strip()) and tail is None,
+    )
+
+
+def _parse(line: bytes) -> Event | None:
+    try:
+        event = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, dict) or not isinstance(event.get("kind"), str):
+        return None
+    step = event.get("step", None if event["kind"] in _WITH_STEP else 0)
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        return None
+    return {**event, "step": step}
+
+
+def _keep_later(rows: list[Event]) -> list[Event]:
+    kept: dict[tuple, Event] = {}
+    for index, event in enumerate(rows):
+        kind, step = event["kind"], event["step"]
+        if kind in ("start", "resume"):
+            kept = {k: e for k, e in kept.items() if e["kind"] in _MARKS or e["step"] <= step}
+        key = (
+            (kind, index)
+            if kind in _MARKS
+            else (kind, step, *(str(event.get(k)) for k in ("name", "text", "path")))
+        )
+        kept.pop(key, None)
+        kept[key] = event
+    return list(kept.values())

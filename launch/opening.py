@@ -1,0 +1,87 @@
+"""The opening of a run: what is known before the first step, and samples filled before and after."""
+
+from typing import TYPE_CHECKING
+
+from data_pipes import yardsticks
+from launch.build import build_masking, count_classes
+
+if TYPE_CHECKING:
+    from launch.build import Job
+    from launch.checkpoint import Progress
+    from launch.track import Tracker
+
+
+def describe_start(job: "Job", tracker: "Tracker", progress: "Progress") -> None:
+    """Log the data, the weights, the yardsticks and the first fills; on a resume, only that it is one."""
+    if not job.accelerator.is_main_process:
+        return
+    if progress.step:
+        tracker.log("resume", progress.step, message=f"going on from step {progress.step:,}")
+        return
+    _log_data(job, tracker)
+    _log_weights(job, tracker)
+    _log_yardsticks(job, tracker)
+    fill_samples(job, tracker, 0)
+
+
+def fill_samples(job: "Job", tracker: "Tracker", step: int) -> None:
+    """Fill the recipe's samples with the model as it is and log them."""
+    samples = job.recipe.evaluation.samples
+    if not samples or not job.accelerator.is_main_process:
+        return
+    from launch.predict import as_dict, fill_texts
+
+    for filled in fill_texts(job.bare_model, job.tokenizer, samples, device=job.accelerator.device):
+        tracker.log("fill", step, **as_dict(filled))
+
+
+def _log_data(job: "Job", tracker: "Tracker") -> None:
+    manifest = job.store.manifest
+    train, evaluation = manifest["splits"]["train"], manifest["splits"]["evaluation"]
+    tracker.log(
+        "data",
+        0,
+        num_documents=train["num_documents"],
+        num_rows=train["num_rows"],
+        num_pieces=train["num_pieces"],
+        fill=train["fill"],
+        num_evaluation_documents=evaluation["num_documents"],
+        num_evaluation_rows=evaluation["num_rows"],
+        dropped=manifest["dropped"],
+        message=f"data: {train['num_rows']:,} training rows, {evaluation['num_rows']:,} evaluation rows",
+    )
+
+
+def _log_weights(job: "Job", tracker: "Tracker") -> None:
+    num_parameters = sum(parameter.numel() for parameter in job.bare_model.parameters())
+    report = job.load_report
+    if report is None:
+        text = f"model: {num_parameters:,} parameters from scratch"
+        tracker.log("weights", 0, num_parameters=num_parameters, message=text)
+        return
+    text = (
+        f"model: {num_parameters:,} parameters; {len(report.loaded)} tensors loaded, {len(report.new)} new, "
+        f"{len(report.unused)} unused. {report.reason}"
+    )
+    tracker.log(
+        "weights",
+        0,
+        num_parameters=num_parameters,
+        new=report.new,
+        unused=report.unused,
+        expected_loss=report.expected_loss,
+        message=text,
+    )
+
+
+def _log_yardsticks(job: "Job", tracker: "Tracker") -> None:
+    """What two count tables reach on the same targets; a model that learns beats both."""
+    scores = yardsticks.score(
+        job.store.train,
+        job.store.evaluation,
+        masking=build_masking(job.recipe, job.tokenizer, job.store, is_frozen=True),
+        seed=job.recipe.training.seed,
+        num_classes=count_classes(job.recipe, job.tokenizer, job.store),
+    )
+    for name, score in scores.items():
+        tracker.log("yardstick", 0, name=name, **score)

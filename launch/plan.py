@@ -1,0 +1,248 @@
+"""The plan: recipe + profile + corpus -> every derived number, the command, and what cannot work.
+
+Nothing runs and nothing heavy is imported: a plan answers in about a second, on any machine.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from launch.hardware import Profile, read_zero
+from launch.recipe import Recipe
+from launch.schedule import Cadence, RateSchedule, resolve_warmup
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says about hardware and placement; None: the plan decides."""
+
+    devices: int | None = None
+    nodes: int = 1
+    micro_batch: int | None = None
+    checkpointing: Literal["on", "off"] | None = None
+    attention: str | None = None
+    prefer: Literal["plain", "offload"] | None = None
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """How much there is to train on, and how that is known.
+
+    Attributes:
+        num_rows: training rows; None: unknown.
+        num_tokens: pieces or characters in them; None: unknown.
+        origin: `prepared` (counted), `declared` (by the recipe), `estimated` (from file sizes) or `unknown`.
+        problem: what is missing, in words.
+    """
+
+    num_rows: int | None
+    num_tokens: int | None
+    origin: Literal["prepared", "declared", "estimated", "unknown"]
+    problem: str | None = None
+
+
+class Plan(BaseModel):
+    """A resolved, checked job. `errors` is empty in a plan that can run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    recipe: str
+    profile: str
+    devices: int
+    nodes: int
+    world_size: int
+    global_batch: int
+    micro_batch: int | None
+    accumulation: int | None
+    evaluation_batch: int
+    num_steps: int | None
+    num_epochs: float | None
+    num_warmup_steps: int | None
+    num_evaluations: int | None
+    num_saves: int | None
+    num_tokens: int | None
+    num_rows: int | None
+    corpus_origin: str
+    precision: str
+    gradient_checkpointing: bool
+    offload: str | None
+    zero_stage: int | None
+    attention: str
+    memory: dict[str, Any] | None = None
+    seconds: float | None = None
+    ladder: list[dict[str, Any]] = []
+    output: str = ""
+    command: list[str] = []
+    environment: dict[str, str] = {}
+    errors: list[str] = []
+    warnings: list[str] = []
+
+    def rate_schedule(self, recipe: Recipe) -> RateSchedule:
+        """The learning rate as a function of the step."""
+        assert self.num_steps is not None
+        assert self.num_warmup_steps is not None
+        return RateSchedule(
+            recipe.training.learning_rate, self.num_steps, self.num_warmup_steps, recipe.training.schedule
+        )
+
+    def cadence(self, every: int | Literal["epoch"]) -> Cadence:
+        """When something that the recipe wants `every` so often is due."""
+        return Cadence(every, self.global_batch, self.num_rows)
+
+
+def make_plan(recipe: Recipe, profile: Profile, options: Options, corpus: Corpus) -> Plan:
+    """Resolve a recipe on a profile. Contradictions go into `errors`, all of them."""
+    errors: list[str] = []
+    warnings: list[str] = [corpus.problem] if corpus.problem else []
+    devices = options.devices or profile.devices
+    world_size = devices * options.nodes
+    profile = profile.on(world_size)
+    zero_stage, offload = read_zero(profile.ds_config)
+    if options.prefer == "offload" and offload is None:
+        errors.append(
+            f"--prefer offload: the profile {profile.name} does not offload; take rtx2080ti-11gb-offload"
+        )
+    micro_batch, accumulation = _split_batch(recipe, profile, options, world_size, errors)
+    if profile.gpu and options.micro_batch is None:
+        warnings.append(
+            "the micro-batch is assumed from the card's memory, not measured; --micro-batch sets it"
+        )
+    numbers = _schedule(recipe, corpus, errors)
+    checkpointing = options.checkpointing == "on" if options.checkpointing else profile.gradient_checkpointing
+    return Plan(
+        recipe=recipe.name,
+        profile=profile.name,
+        devices=devices,
+        nodes=options.nodes,
+        world_size=world_size,
+        global_batch=recipe.training.global_batch,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        evaluation_batch=_largest_batch(recipe, profile),
+        num_rows=corpus.num_rows,
+        corpus_origin=corpus.origin,
+        precision=_precision(recipe, profile, errors),
+        gradient_checkpointing=checkpointing,
+        offload=offload,
+        zero_stage=zero_stage,
+        attention=_attention(options, errors),
+        errors=errors,
+        warnings=warnings,
+        **numbers,
+    )
+
+
+def _split_batch(
+    recipe: Recipe, profile: Profile, options: Options, world_size: int, errors: list[str]
+) -> tuple[int | None, int | None]:
+    """The micro-batch (rows on one device at a time) and how many of them make a step."""
+    global_batch = recipe.training.global_batch
+    if global_batch % world_size:
+        near = _near_multiples(global_batch, world_size)
+        errors.append(
+            f"training.global_batch {global_batch:,} is not divisible by {world_size} devices; set it to "
+            f"{near}, or use another number of devices"
+        )
+        return None, None
+    rows = global_batch // world_size
+    if options.micro_batch is not None:
+        if options.micro_batch < 1 or rows % options.micro_batch:
+            divisors = ", ".join(str(n) for n in range(1, rows + 1) if rows % n == 0)
+            errors.append(
+                f"--micro-batch {options.micro_batch} does not divide the {rows:,} rows of a device "
+                f"(global batch {global_batch:,} / {world_size}); possible: {divisors}"
+            )
+            return None, None
+        return options.micro_batch, rows // options.micro_batch
+    most = min(_largest_batch(recipe, profile), rows)
+    micro_batch = max(n for n in range(1, most + 1) if rows % n == 0)
+    return micro_batch, rows // micro_batch
+
+
+def _largest_batch(recipe: Recipe, profile: Profile) -> int:
+    """Rows that a device takes at once. Evaluation uses it as it is, so that ranks do not change its sums."""
+    return profile.micro_batch or max(1, (profile.micro_batch_tokens or 4096) // recipe.data.row_length)
+
+
+def _near_multiples(number: int, factor: int) -> str:
+    below, above = number // factor * factor, (number // factor + 1) * factor
+    return f"{below:,} or {above:,}" if below else f"{above:,}"
+
+
+def _schedule(recipe: Recipe, corpus: Corpus, errors: list[str]) -> dict[str, Any]:
+    """Steps, epochs, tokens, warmup, evaluations and saves; None where they cannot be known."""
+    training = recipe.training
+    names = ("num_steps", "num_epochs", "num_warmup_steps", "num_evaluations", "num_saves", "num_tokens")
+    numbers: dict[str, Any] = dict.fromkeys(names)
+    limits = [training.max_steps] if training.max_steps else []
+    if training.epochs is not None and corpus.num_rows:
+        limits.append(max(1, math.ceil(training.epochs * corpus.num_rows / training.global_batch - 1e-9)))
+    if not limits:
+        errors.append(
+            "the number of steps is unknown: training.epochs wants the size of the corpus. Prepare the data "
+            "(maskwright data prepare), or declare data.expected_rows or data.expected_tokens, or set "
+            "training.max_steps"
+        )
+        return numbers
+    num_steps = numbers["num_steps"] = min(limits)
+    numbers["num_warmup_steps"] = resolve_warmup(training.warmup_steps, num_steps)
+    if corpus.num_rows:
+        num_rows_seen = num_steps * training.global_batch
+        numbers["num_epochs"] = num_rows_seen / corpus.num_rows
+        if corpus.num_tokens:
+            numbers["num_tokens"] = round(num_rows_seen * corpus.num_tokens / corpus.num_rows)
+    _check_warmup(recipe, num_steps, numbers["num_warmup_steps"], errors)
+    for section, what in (("evaluation", "evaluation"), ("checkpoint", "save")):
+        every = getattr(recipe, section).every
+        if every == "epoch" and not corpus.num_rows:
+            errors.append(
+                f"{section}.every: epoch wants the size of the corpus; set a number of steps instead"
+            )
+            continue
+        cadence = Cadence(every, training.global_batch, corpus.num_rows)
+        numbers[f"num_{what}s"] = cadence.count(num_steps)
+        if cadence.count(num_steps - 1) == 0:
+            errors.append(
+                f"{section}.every {every}: no {what} before the end, at step {num_steps:,}; set "
+                f"{section}.every to {max(1, num_steps // 5):,} or less (five in the run)"
+            )
+    has_rows = recipe.data.evaluation_share > 0 or any(s.split == "evaluation" for s in recipe.data.sources)
+    if not has_rows:
+        errors.append(
+            "nothing to evaluate on: data.evaluation_share is 0 and no source has split: evaluation"
+        )
+    return numbers
+
+
+def _check_warmup(recipe: Recipe, num_steps: int, num_warmup_steps: int, errors: list[str]) -> None:
+    if num_warmup_steps < num_steps or num_warmup_steps == 0:
+        return
+    training = recipe.training
+    reached = training.learning_rate * num_steps / num_warmup_steps
+    errors.append(
+        f"training.warmup_steps {num_warmup_steps:,} is longer than the run of {num_steps:,} steps: the rate "
+        f"would end at {reached:.2g} and never reach {training.learning_rate:.2g}; set warmup_steps to 0.06 "
+        f"({resolve_warmup(0.06, num_steps):,} steps)"
+    )
+
+
+def _precision(recipe: Recipe, profile: Profile, errors: list[str]) -> str:
+    wish, gpu = recipe.precision, profile.gpu
+    if wish == "auto":
+        return "fp32" if gpu is None else "bf16" if gpu.has_bf16 else "fp16"
+    if wish == "fp16" and gpu is None:
+        errors.append("precision: fp16 wants a GPU; use auto or fp32 on a CPU")
+    if wish == "bf16" and gpu is not None and not gpu.has_bf16:
+        errors.append(
+            f"precision: bf16 wants compute capability 8.0, {profile.name} has {gpu.compute_capability}; "
+            "use auto or fp16"
+        )
+    return wish
+
+
+def _attention(options: Options, errors: list[str]) -> str:
+    if options.attention not in (None, "auto", "eager"):
+        errors.append(f"--attention {options.attention}: no such kernel; known: auto, eager")
+    return "eager"

@@ -1,0 +1,211 @@
+"""The recipe: what a pretraining job is, and nothing about the machine that runs it.
+
+A recipe is a YAML file. Every key is checked, unknown keys are refused, and all that is wrong with a
+file is said at once. Reading one imports no torch.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from launch.recipe_data import Data, Part
+
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Model(Part):
+    """Which encoder, and from which weights."""
+
+    family: Literal["deberta", "canine"]
+    """`deberta`: pieces of a tokenizer. `canine`: characters."""
+    source: str = Field(min_length=1)
+    """`scratch`, a hub id, or a folder in Hugging Face format."""
+    config: dict[str, int | float | bool | str | list[str]] = {}
+    """Sizes for `source: scratch`, in the names of the Hugging Face config (`hidden_size`, ...)."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Dropout of hidden states and attention; null keeps the checkpoint's own."""
+
+    @field_validator("config")
+    @classmethod
+    def _check_homes(cls, config: dict) -> dict:
+        for key, home in {
+            "vocab_size": "tokenizer.vocab_size",
+            "hidden_dropout_prob": "model.dropout",
+            "attention_probs_dropout_prob": "model.dropout",
+            "head_code_points": "the corpus",
+        }.items():
+            if key in config:
+                raise ValueError(f"{key} has its home in {home}; remove it here")
+        return config
+
+    @model_validator(mode="after")
+    def _check_source(self) -> "Model":
+        if self.config and self.source != "scratch":
+            raise ValueError(f"config is for source: scratch; {self.source!r} brings its own sizes")
+        if self.source == "scratch" and "hidden_size" not in self.config:
+            raise ValueError("config.hidden_size is wanted when source is scratch")
+        return self
+
+
+class Tokenizer(Part):
+    """Where the pieces come from. A character model has no tokenizer section."""
+
+    source: str = Field(min_length=1)
+    """`train` (on the training rows), a hub id, or a folder."""
+    kind: Literal["unigram"] | None = None
+    """For `source: train`."""
+    vocab_size: int | None = Field(None, ge=16, le=1_000_000)
+    """For `source: train`: pieces, special ones included."""
+
+    @model_validator(mode="after")
+    def _check_training(self) -> "Tokenizer":
+        given = self.kind is not None and self.vocab_size is not None
+        if self.source == "train" and not given:
+            raise ValueError("source: train wants both kind and vocab_size")
+        if self.source != "train" and (self.kind is not None or self.vocab_size is not None):
+            raise ValueError(f"kind and vocab_size are for source: train; {self.source!r} brings its own")
+        return self
+
+
+class Masking(Part):
+    """What is hidden from the model."""
+
+    kind: Literal["whole_word", "token", "character"]
+    rate: Rate = 0.15
+    """Share of the words (pieces, characters) that are hidden."""
+    replace: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Of the hidden: the share that becomes the mask, a random piece, or stays as it is."""
+
+    @field_validator("replace")
+    @classmethod
+    def _check_shares(cls, replace: tuple[float, float, float]) -> tuple[float, float, float]:
+        if any(share < 0 for share in replace) or abs(sum(replace) - 1) > 1e-9:
+            raise ValueError(f"wanted three shares that sum to 1, given {list(replace)}")
+        return replace
+
+
+class Objective(Part):
+    """What the model is trained to do."""
+
+    kind: Literal["mlm"] = "mlm"
+    masking: Masking
+
+
+class Training(Part):
+    """How it is trained. The global batch is in rows and does not depend on the hardware."""
+
+    global_batch: int = Field(ge=1)
+    """Rows in one optimizer step, over all devices and micro-batches."""
+    max_steps: int | None = Field(None, ge=1)
+    """With `epochs` too, the run ends at whichever comes first."""
+    epochs: float | None = Field(None, gt=0)
+    learning_rate: float = Field(ge=0, le=1)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """After the warmup: to zero at the last step in a line or a half cosine, or not at all."""
+    warmup_steps: float = Field(0.06, ge=0)
+    """Below 1 a share of the steps, else a whole number of steps."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
+    eps: float = Field(1e-6, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    """Not applied to biases and norms."""
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm; null: never."""
+    seed: int = Field(42, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _check_length(self) -> "Training":
+        if self.max_steps is None and self.epochs is None:
+            raise ValueError("max_steps or epochs is wanted (with both: whichever comes first)")
+        if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
+            raise ValueError(f"warmup_steps is a share below 1 or a whole number, not {self.warmup_steps}")
+        return self
+
+
+Every = Annotated[int, Field(ge=1)] | Literal["epoch"]
+
+
+class Evaluation(Part):
+    """When the model is judged, on masks that never change. Step 0 and the last step always are."""
+
+    every: Every
+    """Steps, or `epoch`."""
+    rate: Rate | None = None
+    """Mask rate of the evaluation rows; null: the training rate."""
+    metrics: list[Literal["loss", "perplexity", "accuracy"]] = ["loss", "perplexity", "accuracy"]
+    """What an evaluation prints; all of them are logged."""
+    samples: list[str] = []
+    """Texts with `[MASK]` (words) or `_` (characters) that are filled before and after training."""
+
+
+class Checkpoint(Part):
+    """When the run is saved. The last step always is."""
+
+    every: Every
+    """Steps, or `epoch`."""
+    keep: int = Field(3, ge=2)
+    """The newest ones; the best one and the one that the run was resumed from come on top."""
+
+
+class Stopping(Part):
+    """Stop early when an evaluation metric no longer gets better."""
+
+    metric: Literal["loss", "perplexity", "accuracy"] = "loss"
+    patience: int = Field(5, ge=1)
+    """Evaluations without an improvement before the run stops."""
+    threshold: float = Field(0.0, ge=0)
+    """An improvement smaller than this (absolute) does not count."""
+
+
+class Logging(Part):
+    """How often a training step is written to metrics.jsonl."""
+
+    every: int = Field(default=1, ge=1)
+
+
+class Recipe(Part):
+    """A masked-language-model pretraining job."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    """Also the name of the run folder."""
+    description: str = ""
+    extends: str | None = None
+    """Another recipe (a name or a path) whose values this one starts from."""
+    model: Model
+    tokenizer: Tokenizer | None = None
+    data: Data
+    objective: Objective
+    training: Training
+    evaluation: Evaluation
+    checkpoint: Checkpoint
+    stopping: Stopping | None = None
+    logging: Logging = Field(default_factory=lambda: Logging())
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """`auto`: bf16 from compute capability 8.0, fp16 on older GPUs, fp32 on a CPU."""
+    report_to: list[Literal["tensorboard"]] = []
+    """Trackers beside metrics.jsonl, which is always written."""
+
+
+def contradictions(parts: dict[str, Part | None]) -> list[tuple[str, str]]:
+    """What the sections say against each other, as (key path, message).
+
+    Args:
+        parts: the valid sections by name (None: left out); one that is wrong in itself is not there.
+    """
+    found: list[tuple[str, str]] = []
+    model, tokenizer, objective, data = (parts.get(k) for k in ("model", "tokenizer", "objective", "data"))
+    if not isinstance(model, Model):
+        return found
+    characters = model.family == "canine"
+    if characters and tokenizer is not None:
+        found.append(("tokenizer", "a canine model reads characters; remove this section"))
+    if not characters and "tokenizer" in parts and tokenizer is None:
+        found.append(("tokenizer", "a deberta model wants a tokenizer: source: train, a hub id or a folder"))
+    if isinstance(objective, Objective):
+        kind = objective.masking.kind
+        if characters and kind != "character":
+            found.append(("objective.masking.kind", f"canine hides characters: wanted character, not {kind}"))
+        if not characters and kind == "character":
+            found.append(("objective.masking.kind", "deberta hides pieces: wanted whole_word or token"))
+    if isinstance(data, Data) and characters and "packing" in data.model_fields_set and data.packing:
+        found.append(("data.packing", "canine takes one document a row; set packing: false"))
+    return found

@@ -1,0 +1,237 @@
+"""The report: one HTML file about a run, or about several side by side, that needs nothing beside it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from launch.chart import Curve, draw_chart, smooth
+from launch.events import number
+from launch.figure import show_bytes, show_fact, show_number, show_share
+from launch.record import YARDSTICKS, Record, describe_status, judge, read_record
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawn chart with its heading and what to know about it."""
+
+    title: str
+    note: str
+    svg: Markup
+
+
+def write_report(run_folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the report; its path.
+
+    A folder that is not whole (killed, still running, cut in the middle of a line) gets a report that says
+    what is missing.
+
+    Args:
+        run_folders: one or more.
+        out: the file; default `report.html` in the first folder.
+
+    Raises:
+        ValueError: no folder was given, or one does not exist.
+    """
+    if not run_folders:
+        raise ValueError("no run folder was given; name at least one, runs/<recipe name> by default")
+    records = [read_record(Path(folder)) for folder in run_folders]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    page = environment.get_template("report.html.jinja").render(
+        title=" and ".join(record.name for record in records),
+        runs=[_describe(record) for record in records],
+        charts=_draw_charts(records),
+        differences=_compare_settings(records),
+    )
+    path = out or Path(run_folders[0]) / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.partial")
+    draft.write_text(page, encoding="utf-8")
+    draft.replace(path)
+    return path
+
+
+def _describe(record: Record) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "label": _label(record),
+        "description": str(record.recipe.get("description") or ""),
+        "status": describe_status(record),
+        "verdict": judge(record),
+        "gaps": record.gaps,
+        "figures": _key_figures(record),
+        "samples": _samples(record),
+        "data": _data_facts(record),
+        "plan": _plan_facts(record),
+        "recipe": record.recipe_text,
+        "command": record.command,
+        "environment": [(key, show_fact(value)) for key, value in record.environment.items()],
+    }
+
+
+def _label(record: Record) -> str:
+    """How a run is told from others: by its folder."""
+    return record.folder.resolve().name
+
+
+def _key_figures(record: Record) -> list[tuple[str, str]]:
+    last, start = record.evaluation(), record.evaluation(0)
+    figures: list[tuple[str, float | None]] = [
+        ("perplexity", number(last, "perplexity") if last else None),
+        ("at step 0", number(start, "perplexity") if start else None),
+    ]
+    named = {str(event.get("name")): number(event, "perplexity") for event in record.events.of("yardstick")}
+    figures += [(YARDSTICKS.get(name, name).removeprefix("the "), value) for name, value in named.items()]
+    shown = [(name, show_number(value)) for name, value in figures if value is not None]
+    accuracy = number(last, "accuracy") if last else None
+    if accuracy is not None:
+        shown.append(("accuracy", show_share(accuracy)))
+    speeds = [value for _, value in record.events.curve("train", "tokens_per_second")]
+    if speeds:
+        shown.append(("tokens/s", show_number(sorted(speeds)[len(speeds) // 2])))
+    peaks = [value for _, value in record.events.curve("train", "peak_memory_bytes")]
+    if peaks:
+        shown.append(("peak memory", show_bytes(max(peaks))))
+    return shown
+
+
+def _samples(record: Record) -> list[dict[str, Any]]:
+    """The recipe's samples with the first and the last fills."""
+    fills = record.events.of("fill")
+    texts = list(dict.fromkeys(str(event.get("text")) for event in fills))
+    samples = []
+    for text in texts:
+        own = [event for event in fills if event.get("text") == text]
+        views = [own[0]] if len(own) == 1 else [own[0], own[-1]]
+        samples.append({"text": text, "views": [_view(event) for event in views]})
+    return samples
+
+
+def _view(event: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "step": f"step {event['step']:,}",
+        "completed": str(event.get("completed", "")),
+        "places": [
+            [
+                (str(one.get("piece")), show_share(one["probability"]), round(100 * one["probability"], 1))
+                for one in place.get("candidates", [])[:4]
+            ]
+            for place in event.get("places", [])
+        ],
+    }
+
+
+def _data_facts(record: Record) -> list[tuple[str, str]]:
+    names = {
+        "num_documents": "training documents",
+        "num_rows": "training rows",
+        "num_pieces": "pieces in them",
+        "fill": "rows filled to",
+        "num_evaluation_documents": "evaluation documents",
+        "num_evaluation_rows": "evaluation rows",
+    }
+    facts: list[tuple[str, str]] = []
+    for event in record.events.of("data")[-1:]:
+        for key, name in names.items():
+            value = number(event, key)
+            if value is not None:
+                facts.append((name, show_share(value) if key == "fill" else f"{value:,.0f}"))
+        dropped = event.get("dropped")
+        for reason, count in (dropped if isinstance(dropped, dict) else {}).items():
+            facts.append((f"dropped: {reason}", show_fact(count)))
+    hidden = [number(event, "num_targets") for event in record.events.of("train")]
+    if hidden and hidden[0] is not None:
+        counted = [value for value in hidden if value is not None]
+        facts.append(("targets a step, mean", show_number(sum(counted) / len(counted))))
+    return facts
+
+
+def _plan_facts(record: Record) -> list[tuple[str, str]]:
+    names = {
+        "profile": "profile",
+        "world_size": "processes",
+        "global_batch": "global batch, rows",
+        "micro_batch": "micro-batch, rows",
+        "accumulation": "micro-batches a step",
+        "num_steps": "steps",
+        "num_warmup_steps": "warmup steps",
+        "num_epochs": "epochs",
+        "num_tokens": "tokens",
+        "precision": "precision",
+        "zero_stage": "ZeRO stage",
+        "attention": "attention kernel",
+    }
+    return [
+        (name, show_fact(record.plan[key])) for key, name in names.items() if record.plan.get(key) is not None
+    ]
+
+
+_CHARTS = (
+    ("train", "loss", "Training loss", "nats per target; faint: each step, line: running mean"),
+    ("eval", "perplexity", "Evaluation perplexity", "on masks that never change; logarithmic"),
+    ("train", "learning_rate", "Learning rate", ""),
+    ("train", "grad_norm", "Gradient norm", "before clipping"),
+    ("train", "tokens_per_second", "Tokens per second", "all processes"),
+    ("train", "data_wait_fraction", "Share of the time spent waiting for data", ""),
+)
+
+
+def _draw_charts(records: Sequence[Record]) -> list[Chart]:
+    charts = []
+    for kind, key, title, note in _CHARTS:
+        is_log = key == "perplexity"
+        curves = [_curve(record, kind, key, len(records)) for record in records]
+        marks = records[0].yardsticks() if is_log and len(records) == 1 else []
+        named = [(YARDSTICKS.get(name, name).removeprefix("the "), value) for name, value in marks]
+        svg = draw_chart(title, curves, is_log=is_log, marks=named)
+        if svg:
+            charts.append(Chart(title, note, Markup(svg)))  # every text in it was escaped
+    return charts
+
+
+def _curve(record: Record, kind: str, key: str, num_runs: int) -> Curve:
+    points = record.events.curve(kind, key)
+    name = _label(record) if num_runs > 1 else "last"
+    if key in ("loss", "grad_norm", "tokens_per_second", "data_wait_fraction"):
+        return Curve(name, smooth(points), () if num_runs > 1 else points)
+    return Curve(name, points)
+
+
+def _compare_settings(records: Sequence[Record]) -> dict[str, Any] | None:
+    """What differs between several runs, and how they ended."""
+    if len(records) < 2:
+        return None
+    flat = [_flatten(record.recipe) | _flatten({"plan": _own(record.plan)}) for record in records]
+    keys = sorted({key for one in flat for key in one})
+    rows = [(key, [show_fact(one.get(key)) for one in flat]) for key in keys]
+    rows = [(key, values) for key, values in rows if len(set(values)) > 1 and key != "name"]
+    ends = [record.evaluation() for record in records]
+    results = [
+        (name, ["" if end is None or number(end, name) is None else show_number(end[name]) for end in ends])
+        for name in ("perplexity", "loss", "accuracy")
+    ]
+    return {"labels": [_label(record) for record in records], "settings": rows, "results": results}
+
+
+def _own(plan: dict[str, Any]) -> dict[str, Any]:
+    """What the plan adds to the recipe, without what only names places."""
+    keys = ("profile", "world_size", "micro_batch", "accumulation", "precision", "zero_stage")
+    return {key: plan.get(key) for key in keys}
+
+
+def _flatten(tree: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or not tree:
+        return {path: tree}
+    return {
+        key: value
+        for name, below in tree.items()
+        for key, value in _flatten(below, f"{path}.{name}" if path else str(name)).items()
+    }

@@ -1,0 +1,114 @@
+"""The request: what stands on the command line of `plan`, `run` and the trainer, resolved into a plan."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.command import build_command, build_environment
+from launch.corpus import measure_corpus
+from launch.hardware import Profile, detect_profile, find_profile
+from launch.plan import Options, Plan, make_plan
+from launch.recipe import Recipe
+from launch.recipe_file import read_recipe
+
+
+@dataclass(frozen=True)
+class Request:
+    """A recipe with its overrides, a profile, options and the run folder."""
+
+    reference: str
+    recipe: Recipe
+    profile: Profile
+    options: Options
+    output: Path
+    resume: str
+    overrides: tuple[str, ...]
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace, default_profile: str | None = None) -> "Request":
+        """Read the recipe and the profile that the arguments name.
+
+        Args:
+            arguments: parsed by a parser with `add_arguments`.
+            default_profile: taken where the arguments name none; else the machine is looked at.
+
+        Raises:
+            RecipeError, ProfileError: they cannot be used.
+        """
+        recipe = read_recipe(arguments.recipe, arguments.overrides)
+        if arguments.gpu_memory_gb is None and arguments.compute_capability is None and not arguments.profile:
+            profile = find_profile(default_profile) if default_profile else detect_profile()
+        else:
+            profile = find_profile(arguments.profile, arguments.gpu_memory_gb, arguments.compute_capability)
+        options = Options(
+            devices=arguments.devices,
+            nodes=arguments.nodes,
+            micro_batch=arguments.micro_batch,
+            checkpointing=arguments.checkpointing,
+            attention=arguments.attention,
+            prefer=arguments.prefer,
+        )
+        output = Path(arguments.output or Path("runs") / recipe.name)
+        resume = arguments.resume
+        overrides = tuple(arguments.overrides)
+        return cls(arguments.recipe, recipe, profile, options, output, resume, overrides)
+
+    def plan(self) -> Plan:
+        """Make the plan, with its command and environment."""
+        plan = make_plan(self.recipe, self.profile, self.options, measure_corpus(self.recipe))
+        extra = [*(() if self.resume == "auto" else ("--resume", self.resume)), *self.overrides]
+        command = build_command(
+            plan, self.profile, self.reference, self.options, output=self.output, extra=extra
+        )
+        num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        wanted = build_environment(plan, self.profile, num_cores)
+        environment = {name: os.environ.get(name, value) for name, value in wanted.items()}
+        found: dict[str, Any] = {"output": str(self.output), "command": command, "environment": environment}
+        return plan.model_copy(update=found)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the recipe, the options and the overrides, spelt the same for every command."""
+    parser.add_argument("recipe", help="a recipe file, or the name of a shipped recipe")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="dotted.key=value, put on the recipe"
+    )
+    where = parser.add_argument_group("hardware (what is absent, the plan decides)")
+    where.add_argument("--profile", help="a name from `maskwright profiles`; default: this machine's")
+    where.add_argument("--devices", type=_positive, metavar="N", help="processes on one machine")
+    where.add_argument("--nodes", type=_positive, default=1, metavar="M", help="machines")
+    where.add_argument("--micro-batch", type=_positive, metavar="N", help="rows on one device at a time")
+    where.add_argument("--checkpointing", choices=["on", "off"], help="gradient checkpointing")
+    where.add_argument("--attention", metavar="KERNEL", help="attention kernel: auto or eager")
+    where.add_argument(
+        "--prefer", choices=["plain", "offload"], help="what to try first when memory is short"
+    )
+    where.add_argument("--gpu-memory-gb", type=float, metavar="GB", help="an own GPU, instead of a profile")
+    where.add_argument(
+        "--compute-capability", type=float, metavar="CC", help="of the own GPU, 8.0 for instance"
+    )
+    parser.add_argument("--output", metavar="DIR", help="the run folder; default runs/<recipe name>")
+    parser.add_argument(
+        "--resume", default="auto", metavar="auto|never|PATH", help="where to start from; default auto"
+    )
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse arguments in which `key=value` may stand anywhere; argparse alone stops early."""
+    arguments, rest = parser.parse_known_args(argv)
+    unknown = [text for text in rest if text.startswith("-") or "=" not in text]
+    if unknown or (rest and not hasattr(arguments, "overrides")):
+        parser.error(f"unknown arguments: {' '.join(unknown or rest)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"wanted a whole number of at least 1, given {text}")
+    return number

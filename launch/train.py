@@ -1,0 +1,285 @@
+"""The trainer: `python -m launch.train RECIPE`, under accelerate launch, torchrun or alone.
+
+The loop is `train`; all that it needs is built in launch/build.py.
+"""
+
+import argparse
+import math
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.hardware import ProfileError
+from launch.recipe_check import RecipeError
+from launch.request import Request, add_arguments, parse
+from launch.verdict import (
+    DEFECT,
+    DIVERGED,
+    DONE,
+    REQUEST,
+    UNDER_RUN,
+    RunError,
+    Verdict,
+    clear_verdict,
+    write_verdict,
+)
+from launch.world import World, check_gpu, has_cuda_driver
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from data_pipes.feed import StepBatch
+    from launch.build import Job
+    from launch.checkpoint import Progress
+    from launch.track import Tracker
+
+
+def train(job: "Job", progress: "Progress", tracker: "Tracker", folder: Path) -> "Progress":
+    """Run a job from where it is to its last step, or until it stops getting better."""
+    from launch.checkpoint import save_checkpoint
+    from launch.optim import set_rate
+    from launch.track import Stopwatch
+
+    recipe, plan = job.recipe, job.plan
+    rates = plan.rate_schedule(recipe)
+    evaluations, saves = plan.cadence(recipe.evaluation.every), plan.cadence(recipe.checkpoint.every)
+    last_step = plan.num_steps or 0
+    if progress.step == 0:
+        progress = evaluate_and_keep_best(job, progress, tracker, folder)
+    if is_stale(job, progress):
+        return progress
+    watch = Stopwatch()
+    for batch in job.feed.steps(progress.step, last_step):
+        watch.waited()
+        progress = progress.at(progress.step + 1)
+        rate = rates.at(progress.step)
+        set_rate(job.optimizer, rate)
+        outcome = take_step(job, batch)
+        watch.worked()
+        if progress.step % recipe.logging.every == 0 or progress.step == last_step:
+            log_step(job, tracker, progress.step, rate, outcome, watch)
+        if evaluations.is_due(progress.step) or progress.step == last_step:
+            progress = evaluate_and_keep_best(job, progress, tracker, folder)
+        is_over = progress.step == last_step or is_stale(job, progress)
+        if saves.is_due(progress.step) or is_over:
+            tracker.log("save", progress.step, path=str(save_checkpoint(job, progress, folder)))
+        if is_over:
+            break
+        watch.worked()
+    return progress
+
+
+@dataclass
+class Outcome:
+    """What a step did: sums over all ranks, and the gradient norm before clipping."""
+
+    loss_sum: float
+    num_targets: int
+    num_rows: int
+    num_pieces: int
+    grad_norm: float
+    epoch: float
+
+
+def take_step(job: "Job", batch: "StepBatch") -> Outcome:
+    """One optimizer step over the micro-batches of all ranks.
+
+    The loss of a step is one sum over one number of targets. Accelerate and DeepSpeed divide a micro-batch's
+    loss by the accumulation, and DDP and ZeRO divide the gradients by the ranks; the scale undoes both.
+
+    Raises:
+        RunError: the loss or the gradient is not finite.
+    """
+    import torch
+
+    from launch.engine import sum_over_ranks
+
+    accelerator, device = job.accelerator, job.accelerator.device
+    counts = torch.tensor([batch.num_targets, batch.num_rows, batch.num_pieces], dtype=torch.float64)
+    num_targets, num_rows, num_pieces = (int(n) for n in sum_over_ranks(counts.to(device)).tolist())
+    scale = accelerator.gradient_accumulation_steps * accelerator.num_processes / num_targets
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    grad_norm = None
+    for micro_batch in batch.micro_batches:
+        with accelerator.accumulate(job.model):
+            output = job.model(**{name: tensor.to(device) for name, tensor in micro_batch.items()})
+            accelerator.backward(output.loss_sum * scale)
+            if accelerator.sync_gradients:
+                grad_norm = clip(job)
+            job.optimizer.step()
+            job.optimizer.zero_grad()
+        loss_sum += output.loss_sum.detach().double()
+    total = float(sum_over_ranks(loss_sum))
+    norm = float(grad_norm) if grad_norm is not None else math.nan
+    if not math.isfinite(total) or not math.isfinite(norm):
+        raise RunError(
+            DIVERGED,
+            f"the loss is {total / num_targets} and the gradient norm {norm}: training diverged; the last "
+            f"checkpoint is untouched. Try a lower training.learning_rate or a longer warmup",
+        )
+    return Outcome(total, num_targets, num_rows, num_pieces, norm, batch.epoch)
+
+
+def clip(job: "Job") -> "Tensor | float":
+    """Clip the gradients as the recipe says; their norm before. DeepSpeed has done it in its own step."""
+    from launch.optim import clip_gradients
+
+    if job.plan.zero_stage is not None:
+        return job.model.get_global_grad_norm()  # pyright: ignore[reportCallIssue]
+    job.accelerator.unscale_gradients()
+    return clip_gradients(job.model.parameters(), job.recipe.training.max_grad_norm or math.inf)
+
+
+def evaluate_and_keep_best(job: "Job", progress: "Progress", tracker: "Tracker", folder: Path) -> "Progress":
+    """Evaluate on the frozen masks; keep the model if it is the best so far."""
+    from launch.checkpoint import save_model
+    from launch.evaluate import evaluate
+
+    score = evaluate(job.bare_model, job.frozen, job.accelerator.device)
+    stopping = job.recipe.stopping
+    metric, threshold = (stopping.metric, stopping.threshold) if stopping else ("loss", 0.0)
+    progress = progress.judged(score, metric, threshold)
+    tracker.log("eval", progress.step, **score.as_dict())
+    if progress.step and progress.best_step == progress.step:
+        save_model(job, folder / "best")
+    return progress
+
+
+def is_stale(job: "Job", progress: "Progress") -> bool:
+    """Whether the patience of the recipe is used up; the same on every rank."""
+    return job.recipe.stopping is not None and progress.num_stale >= job.recipe.stopping.patience
+
+
+def log_step(job: "Job", tracker: "Tracker", step: int, rate: float, outcome: Outcome, watch) -> None:
+    """One line of metrics.jsonl for a step; rates are over the steps since the last line."""
+    import torch
+
+    seconds, wait = watch.read()
+    num_steps = job.recipe.logging.every
+    is_cuda = job.accelerator.device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated() if is_cuda else _resident_bytes()
+    tracker.log(
+        "train",
+        step,
+        loss=outcome.loss_sum / outcome.num_targets,
+        num_targets=outcome.num_targets,
+        learning_rate=rate,
+        grad_norm=outcome.grad_norm,
+        tokens_per_second=outcome.num_pieces * num_steps / seconds,
+        rows_per_second=outcome.num_rows * num_steps / seconds,
+        data_wait_fraction=wait,
+        peak_memory_bytes=peak,
+        epoch=outcome.epoch,
+    )
+
+
+def _resident_bytes() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def run(request: Request, world: World) -> Verdict:
+    """Prepare the data, plan from the world that was found, train, and leave a whole run folder."""
+    from launch.corpus import prepare_corpus
+    from launch.display import open_display
+
+    store = prepare_corpus(request.recipe)
+    plan = request.plan()
+    if plan.errors:
+        raise RunError(REQUEST, "\n  - ".join(["the plan cannot work:", *plan.errors]))
+    world.check(plan, request.profile)
+    check_gpu(plan, request.profile)
+
+    from transformers.utils.logging import disable_progress_bar
+
+    from launch.build import build_job
+    from launch.checkpoint import Progress, choose_checkpoint, load_checkpoint, save_model
+    from launch.folder import write_run_files
+    from launch.opening import describe_start, fill_samples
+    from launch.track import Tracker
+
+    folder = request.output
+    if request.resume == "auto" and (folder / "final").is_dir():
+        return Verdict(DONE, f"the run in {folder} is done already; name another --output to train again")
+    disable_progress_bar()  # a bar for each saved file would tear the display
+    job = build_job(request.recipe, plan, request.profile, store)
+    start = choose_checkpoint(folder, request.resume)
+    progress = load_checkpoint(job, start) if start else Progress()
+    is_main = job.accelerator.is_main_process
+    if is_main:
+        write_run_files(folder, job)
+    job.accelerator.wait_for_everyone()
+    display = open_display(request.recipe.name, plan.num_steps or 0, progress.step) if is_main else None
+    resumed_step = progress.step if start else None
+    with Tracker(
+        folder,
+        is_main=is_main,
+        display=display,
+        report_to=request.recipe.report_to,
+        resumed_step=resumed_step,
+    ) as tracker:
+        describe_start(job, tracker, progress)
+        progress = train(job, progress, tracker, folder)
+        fill_samples(job, tracker, progress.step)
+        save_model(job, folder / "final")
+        reason = "patience" if progress.step < (plan.num_steps or 0) else "steps"
+        tracker.log("end", progress.step, reason=reason)
+    return close_run(job, progress, folder, reason)
+
+
+def close_run(job: "Job", progress: "Progress", folder: Path, reason: str) -> Verdict:
+    """Write the model cards and the report; say how it went in one line."""
+    from launch.folder import finish_folder
+
+    if job.accelerator.is_main_process:
+        finish_folder(folder)
+    job.accelerator.wait_for_everyone()
+    early = " (stopped early: no better evaluation within the patience)" if reason == "patience" else ""
+    return Verdict(
+        DONE,
+        f"{progress.step:,} steps{early}; model in {folder / 'final'}, report in {folder / 'report.html'}",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train; the exit code, which is also left in the run folder for `maskwright run`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.train",
+        description="Train a recipe in this process, or as one rank of those a launcher started.",
+        epilog="example: accelerate launch --config_file accelerate_configs/cpu.yaml -m launch.train RECIPE",
+    )
+    add_arguments(parser)
+    arguments = parse(parser, argv)
+    folder = Path(arguments.output) if arguments.output else None
+    try:
+        world = World.find()
+        if arguments.devices is None and world.launched:
+            arguments.devices, arguments.nodes = world.local_size, max(1, world.size // world.local_size)
+        request = Request.of(arguments, default_profile=world.default_profile(has_cuda_driver()))
+        folder = request.output
+        if UNDER_RUN not in os.environ and world.rank == 0:
+            clear_verdict(folder)
+        if request.profile.gpu is None:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        verdict = run(request, world)
+    except RunError as error:
+        verdict = error.verdict
+    except (RecipeError, ProfileError) as error:
+        verdict = Verdict(REQUEST, str(error))
+    except Exception as error:  # noqa: BLE001 - the last handler: printed whole, and recorded
+        traceback.print_exc()
+        verdict = Verdict(DEFECT, f"{type(error).__name__}: {error}")
+    if folder is not None:
+        write_verdict(folder, verdict)
+    if UNDER_RUN not in os.environ and (verdict.exit_code or World.find().rank == 0):
+        print(verdict.message, file=sys.stderr if verdict.exit_code else sys.stdout)
+    return verdict.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

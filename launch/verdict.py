@@ -1,0 +1,59 @@
+"""How a run ended: the exit code and one line for a person, in a file of the run folder.
+
+`accelerate launch` and torchrun turn every failure of a worker into 1; the file keeps the worker's own word.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+DONE, DEFECT, REQUEST, MACHINE, RESUME, DIVERGED, RANK_LOST, HELD, STOPPED = 0, 1, 2, 3, 4, 5, 6, 7, 143
+_NAME = "verdict.json"
+UNDER_RUN = "MASKWRIGHT_UNDER_RUN"
+"""Set for trainers that `maskwright run` starts: it prints their verdict, they need not."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An exit code (see the names above) and why, in one line."""
+
+    exit_code: int
+    message: str
+
+
+class RunError(Exception):
+    """A run cannot go on for a known reason; carries its verdict."""
+
+    def __init__(self, exit_code: int, message: str):
+        super().__init__(message)
+        self.verdict = Verdict(exit_code, message)
+
+
+def write_verdict(folder: Path, verdict: Verdict) -> None:
+    """Leave the verdict in a run folder. The first rank that fails is the one that knows why."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f".{_NAME}.{os.getpid()}"
+    draft.write_text(json.dumps(asdict(verdict)) + "\n", encoding="utf-8")
+    try:
+        os.link(draft, folder / _NAME)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
+
+
+def has_verdict(folder: Path) -> bool:
+    """Whether a trainer has said how it ends."""
+    return (folder / _NAME).exists()
+
+
+def read_verdict(folder: Path) -> Verdict | None:
+    """The verdict of the last run in a folder, if its trainer came to one."""
+    path = folder / _NAME
+    return Verdict(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def clear_verdict(folder: Path) -> None:
+    """Forget an earlier run's verdict."""
+    (folder / _NAME).unlink(missing_ok=True)

@@ -1,0 +1,210 @@
+"""CANINE with a masked-character head over the code points of the corpus.
+
+Shapes: B rows, L slots of a row, D hidden size, K targets of the batch, V = 1 + code points in the table.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CanineConfig, CanineModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.models.canine.modeling_canine import CaninePreTrainedModel
+from transformers.utils.generic import can_return_tuple
+
+from modeling.heads import IGNORED_LABEL, MaskedLMOutput, score_targets
+
+PAD_CODE_POINT = 0
+CLS_CODE_POINT = 0xE000
+SEP_CODE_POINT = 0xE001
+MASK_CODE_POINT = 0xE003
+NUM_CODE_POINTS = 0x110000
+OTHER_CLASS = 0
+"""Class of every character that the table lacks."""
+
+
+def row_slots(
+    num_characters: int,
+    *,
+    downsampling_rate: int = 4,
+    upsampling_kernel_size: int = 4,
+    local_transformer_stride: int = 128,
+) -> int:
+    """Least row length at which CANINE's output no longer depends on the padding after the characters.
+
+    `num_characters` counts the slots in use, [CLS] and [SEP] included. The convolution back to characters
+    looks 2 slots past the last one, and the last block of 4 slots is dropped on the way to molecules: a
+    shorter row is off by 3e-4 to 1.6. Where those 2 slots begin a fully padded window of the local attention
+    (127 or 128 characters), that window must be whole, for masked slots share their attention over all of it.
+    """
+    num_ahead = upsampling_kernel_size - 1 - (upsampling_kernel_size - 1) // 2
+    last_slot = num_characters + num_ahead - 1
+    slots = (last_slot // downsampling_rate + 2) * downsampling_rate
+    last_window = last_slot // local_transformer_stride
+    if num_characters and last_window > (num_characters - 1) // local_transformer_stride:
+        slots = max(slots, (last_window + 1) * local_transformer_stride)
+    return slots
+
+
+class CharacterHead(nn.Module):
+    """Scores [..., V] of hidden states [..., D]: dense layer, activation, norm, output layer."""
+
+    def __init__(self, config: CanineConfig, num_classes: int):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, num_classes)
+
+    def forward(self, hidden_D: Tensor) -> Tensor:
+        """Logits [..., V]."""
+        return self.decoder(self.LayerNorm(self.activation(self.dense(hidden_D))))
+
+
+class CanineForMaskedLM(CaninePreTrainedModel):
+    """CANINE encoder and a head over `config.head_code_points`.
+
+    Class i + 1 is the code point `head_code_points[i]`, class 0 every other character. The encoder has no
+    pooler, which would get no gradient.
+
+    Raises:
+        ValueError: no table of code points, or one that is not strictly ascending.
+    """
+
+    def __init__(self, config: CanineConfig, head_code_points: Sequence[int] | None = None):
+        if head_code_points is not None:
+            config.head_code_points = list(head_code_points)
+        super().__init__(config)
+        table = check_code_points(getattr(config, "head_code_points", None))
+        self.canine = CanineModel(config, add_pooling_layer=False)
+        self.head = CharacterHead(config, 1 + len(table))
+        # Not persistent: the table's one home is the config.
+        self.register_buffer("code_points", torch.tensor(table), persistent=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        # from_pretrained builds on the meta device, where a buffer that is in no file comes out as noise.
+        if module is self:
+            init.copy_(self.code_points, torch.tensor(self.config.head_code_points))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **options: Any,
+    ) -> MaskedLMOutput:
+        """Logits [B, L, V] without labels; with them loss, counts and (in eval mode) logits [K, V].
+
+        All tensors are [B, L]; `labels` are code points, or -100. Rows shorter than `row_slots` asks for are
+        padded here, so any length gives the right output, for the slots that were given. `options` go to
+        `CanineModel`.
+
+        Raises:
+            ValueError: rows longer than `max_position_embeddings`.
+        """
+        num_slots = input_ids.shape[1]
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        missing = self._count_needed_slots(attention_mask) - num_slots
+        if missing > 0:
+            # After the last slot in use every slot is padding, so its position is the one it would have in a
+            # long row.
+            input_ids = functional.pad(
+                input_ids, (0, missing), value=self.config.pad_token_id or PAD_CODE_POINT
+            )
+            attention_mask = functional.pad(attention_mask, (0, missing))
+            token_type_ids = None if token_type_ids is None else functional.pad(token_type_ids, (0, missing))
+        encoded = self.canine(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            return_dict=True,
+            **options,
+        )
+        hidden_BLD = encoded.last_hidden_state[:, :num_slots]
+        if labels is None:
+            output = MaskedLMOutput(logits=self.head(hidden_BLD))
+        else:
+            output = score_targets(
+                hidden_BLD, self.map_labels(labels), self.head, keep_logits=not self.training
+            )
+        output.hidden_states, output.attentions = encoded.hidden_states, encoded.attentions
+        return output
+
+    def map_labels(self, labels: Tensor) -> Tensor:
+        """Classes of code points, for any integer; -100 stays what it is."""
+        table_V = self.code_points
+        rank = torch.searchsorted(table_V, labels.long().contiguous()).clamp_(max=len(table_V) - 1)
+        classes = torch.where(table_V[rank] == labels, rank + 1, OTHER_CLASS)
+        return torch.where(labels == IGNORED_LABEL, IGNORED_LABEL, classes)
+
+    def grow_code_points(self, code_points: Sequence[int]) -> list[int]:
+        """Add classes for code points that the table lacks, each starting from the class of other characters.
+
+        Returns:
+            The code points added, ascending.
+        """
+        old = self.code_points.tolist()
+        added = sorted(set(code_points) - set(old))
+        if added:
+            table = check_code_points(sorted({*old, *added}))
+            row_of = {code_point: row for row, code_point in enumerate(old, start=1)}
+            rows = [OTHER_CLASS, *(row_of.get(code_point, OTHER_CLASS) for code_point in table)]
+            decoder = self.head.decoder
+            decoder.weight = nn.Parameter(decoder.weight.detach()[rows])
+            decoder.bias = nn.Parameter(decoder.bias.detach()[rows])
+            decoder.out_features = len(rows)
+            self.code_points = torch.tensor(table, device=self.code_points.device)
+            self.config.head_code_points = table
+        return added
+
+    def _count_needed_slots(self, mask_BL: Tensor) -> int:
+        """Longest row that a row of the batch needs; rows of the same length cost nothing more."""
+        config, num_slots = self.config, mask_BL.shape[1]
+        if num_slots > config.max_position_embeddings:
+            raise ValueError(
+                f"rows have {num_slots} slots and the model {config.max_position_embeddings} positions: "
+                "cut the rows"
+            )
+        ends_L = torch.arange(1, num_slots + 1, device=mask_BL.device)
+        lengths = (mask_BL.bool() * ends_L).amax(1).unique().tolist()
+        needed = max(
+            row_slots(
+                length,
+                downsampling_rate=config.downsampling_rate,
+                upsampling_kernel_size=config.upsampling_kernel_size,
+                local_transformer_stride=config.local_transformer_stride,
+            )
+            for length in lengths
+        )
+        return min(needed, config.max_position_embeddings)
+
+
+def check_code_points(table: object) -> list[int]:
+    """The table of a head, if it is one.
+
+    Raises:
+        ValueError: it is missing, empty, not strictly ascending, or holds more than Unicode does.
+    """
+    is_table = (
+        isinstance(table, (list, tuple)) and len(table) > 0 and all(type(point) is int for point in table)
+    )
+    if not is_table:
+        raise ValueError(
+            f"head_code_points is {table!r}: give the code points of the corpus as a list of integers, "
+            "for example head_code_points=sorted(set(map(ord, text)))"
+        )
+    points = list(table)  # pyright: ignore[reportArgumentType]
+    if points != sorted(set(points)) or points[0] < 0 or points[-1] >= NUM_CODE_POINTS:
+        raise ValueError(
+            f"head_code_points must be strictly ascending and within 0..{NUM_CODE_POINTS - 1:#x}, and begins "
+            f"with {points[:5]} and ends with {points[-5:]}: sort it and drop what occurs twice"
+        )
+    return points

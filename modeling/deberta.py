@@ -1,0 +1,244 @@
+"""DeBERTa-v2/v3 with a masked-language-model head at the targets only, and exact packing of documents.
+
+Shapes: B rows, L slots of a row, D hidden size, K targets of the batch, V pieces.
+"""
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DebertaV2Config, DebertaV2ForMaskedLM
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from modeling.heads import MaskedLMOutput, score_targets
+
+HUGGING_FACE_CLASS = "DebertaV2ForMaskedLM"
+
+
+class DebertaForMaskedLM(DebertaV2ForMaskedLM):
+    """Hugging Face's DeBERTa masked language model: the same parameters and logits, less work.
+
+    `config.legacy` picks the head as there: `cls.predictions` (True) or DeBERTa-v3's `lm_predictions`
+    (False). The output matrix is the embedding in both.
+    """
+
+    def __init__(self, config: DebertaV2Config):
+        super().__init__(config)
+        _freeze_idle_parameters(self)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Hugging Face's loading, after which idle parameters ask for no gradient either."""
+        found = super().from_pretrained(*args, **kwargs)
+        _freeze_idle_parameters(found[0] if isinstance(found, tuple) else found)
+        return found
+
+    @can_return_tuple
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        **options: Any,
+    ) -> MaskedLMOutput:
+        """Logits [B, L, V] without labels; with them loss, counts and (in eval mode) logits [K, V].
+
+        All tensors are [B, L]. `document_ids` is 0 at padding and counts the documents of a row from 1: slots
+        attend within their document only, and the outputs are those of the documents alone. `options` are
+        `inputs_embeds` [B, L, D], `output_hidden_states` and `output_attentions`.
+
+        Raises:
+            ValueError: `document_ids` for a model that packing would change.
+            TypeError: an option that is not one of the three.
+        """
+        encoded = self.encode(
+            input_ids,
+            attention_mask,
+            document_ids,
+            embedding={"token_type_ids": token_type_ids, "position_ids": position_ids},
+            options=options,
+        )
+        hidden_BLD = encoded.last_hidden_state
+        assert hidden_BLD is not None
+        if labels is None:
+            output = MaskedLMOutput(logits=self.decode(hidden_BLD))
+        else:
+            output = score_targets(hidden_BLD, labels, self.decode, keep_logits=not self.training)
+        output.hidden_states, output.attentions = encoded.hidden_states, encoded.attentions
+        return output
+
+    def encode(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        *,
+        embedding: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> BaseModelOutput:
+        """Hidden states [B, L, D] of rows that hold one document each or, with `document_ids`, several."""
+        options = dict(options or {})
+        inputs_embeds = options.pop("inputs_embeds", None)
+        given = input_ids if input_ids is not None else inputs_embeds
+        if given is None or (input_ids is not None and inputs_embeds is not None):
+            raise ValueError("give input_ids or inputs_embeds, one of the two")
+        mask_BL, mask = _build_masks(given, attention_mask, document_ids)
+        if document_ids is not None:
+            check_packing(self.config)
+        embedded_BLD = self.deberta.embeddings(
+            input_ids=input_ids, inputs_embeds=inputs_embeds, mask=mask_BL, **(embedding or {})
+        )
+        encoder_options = {
+            name: bool(wanted if wanted is not None else getattr(self.config, name))
+            for name, wanted in (
+                ("output_hidden_states", options.pop("output_hidden_states", None)),
+                ("output_attentions", options.pop("output_attentions", None)),
+            )
+        }
+        if options:
+            raise TypeError(
+                f"forward got {', '.join(sorted(options))}: the options are inputs_embeds, "
+                "output_hidden_states and output_attentions"
+            )
+        return self.deberta.encoder(embedded_BLD, mask, return_dict=True, **encoder_options)
+
+    def decode(self, hidden_D: Tensor) -> Tensor:
+        """Logits [..., V] of hidden states [..., D]."""
+        if self.legacy:
+            return self.cls(hidden_D)
+        return self.lm_predictions(hidden_D, self.deberta.embeddings.word_embeddings)
+
+    def get_output_embeddings(self) -> nn.Linear | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The output layer of the legacy head.
+
+        None for the other head, whose matrix is the input embedding itself. Hugging Face names its [D, D]
+        dense layer here, and a resize then breaks the model.
+        """
+        return self.cls.predictions.decoder if self.legacy else None
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
+        """Grow embedding, output layer and output bias, new rows at the mean of the old.
+
+        Raises:
+            ValueError: fewer pieces than the model has, which would throw trained rows away.
+        """
+        embedding = self.deberta.embeddings.word_embeddings
+        wanted = embedding.num_embeddings if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of is not None:
+            wanted = -(-wanted // pad_to_multiple_of) * pad_to_multiple_of
+        if wanted < embedding.num_embeddings:
+            raise ValueError(
+                f"the model has {embedding.num_embeddings} pieces and {wanted} were asked for: it only "
+                "grows; spare rows at the end are harmless, leave them"
+            )
+        if wanted > embedding.num_embeddings:
+            self._grow_rows(wanted)
+        return self.deberta.embeddings.word_embeddings
+
+    def _grow_rows(self, num_pieces: int) -> None:
+        embeddings = self.deberta.embeddings
+        old = embeddings.word_embeddings
+        with torch.device(old.weight.device):
+            grown = nn.Embedding(num_pieces, old.embedding_dim, old.padding_idx, dtype=old.weight.dtype)
+        grown.weight = _append_mean(old.weight, num_pieces)
+        embeddings.word_embeddings = grown
+        if self.legacy:
+            predictions = self.cls.predictions
+            predictions.bias = _append_mean(predictions.bias, num_pieces)
+            predictions.decoder.out_features = num_pieces
+            predictions.decoder.weight = grown.weight
+            predictions.decoder.bias = predictions.bias
+        else:
+            lm_head = self.lm_predictions.lm_head
+            lm_head.bias = _append_mean(lm_head.bias, num_pieces)
+        self.config.vocab_size = num_pieces
+
+    def average_pieces(self, old_pieces: Mapping[int, Sequence[int]]) -> None:
+        """Set the row and output bias of each piece `new` to the mean over the pieces `old_pieces[new]`.
+
+        Means are of the values before the call, also where an old piece is itself set.
+
+        Raises:
+            ValueError: a piece that the model lacks, or a new piece with no old one.
+        """
+        embedding = self.deberta.embeddings.word_embeddings
+        num_pieces = embedding.num_embeddings
+        for new, old in old_pieces.items():
+            if not len(old) or not all(0 <= piece < num_pieces for piece in (new, *old)):
+                raise ValueError(
+                    f"piece {new} is to start from the pieces {list(old)}: give at least one, all below "
+                    f"{num_pieces}"
+                )
+        head = self.cls.predictions if self.legacy else self.lm_predictions.lm_head
+        with torch.no_grad():
+            for values in (embedding.weight, head.bias):
+                means = [values[list(old)].mean(0) for old in old_pieces.values()]
+                for new, mean in zip(old_pieces, means, strict=True):
+                    values[new] = mean
+
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Hugging Face folder under the name of its own class, so that plain transformers loads it."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        self.config.architectures = [HUGGING_FACE_CLASS]
+        if kwargs.get("is_main_process", args[0] if args else True):
+            self.config.save_pretrained(save_directory)
+
+
+def check_packing(config: DebertaV2Config) -> None:
+    """Refuse configurations whose outputs would change when documents share a row.
+
+    Raises:
+        ValueError: absolute positions (`position_biased_input`) or a convolution across slots
+        (`conv_kernel_size`).
+    """
+    for name, effect in (
+        ("position_biased_input", "adds absolute positions, which restart in no packed document"),
+        ("conv_kernel_size", "mixes neighbouring slots of two documents"),
+    ):
+        if value := getattr(config, name, None):
+            raise ValueError(
+                f"document_ids were given and {name} is {value}, which {effect}: give one document a row, "
+                f"or use a model without {name}"
+            )
+
+
+def _build_masks(
+    given: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The mask [B, L] of the embedding and that of the encoder, [B, L] or block-diagonal [B, L, L].
+
+    `DebertaV2Model` takes no 3-D mask, for its embedding multiplies by the mask; its encoder does.
+    """
+    if attention_mask is None:
+        attention_mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
+    if document_ids is None:
+        return attention_mask, attention_mask
+    owner_BL = document_ids * attention_mask.to(document_ids.dtype)
+    # Padding attends to padding: no slot reads it, and kernels that give NaN where all is masked stay finite.
+    return owner_BL > 0, owner_BL[:, :, None] == owner_BL[:, None, :]
+
+
+def _append_mean(old: Tensor, num_rows: int) -> nn.Parameter:
+    values = old.detach()
+    new_rows = values.mean(0, keepdim=True).expand(num_rows - values.shape[0], *values.shape[1:])
+    return nn.Parameter(torch.cat([values, new_rows]), requires_grad=old.requires_grad)
+
+
+def _freeze_idle_parameters(model: DebertaForMaskedLM) -> None:
+    """Ask no gradient of what the configuration leaves unused: DDP would wait for it for ever."""
+    encoder, config = model.deberta.encoder, model.config
+    if encoder.relative_attention and not config.pos_att_type:
+        encoder.rel_embeddings.requires_grad_(False)
+    if "layer_norm" in encoder.norm_rel_ebd and not (encoder.relative_attention and config.pos_att_type):
+        encoder.LayerNorm.requires_grad_(False)

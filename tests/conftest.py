@@ -1,0 +1,12 @@
+"""Fixtures that several test files share."""
+
+import pytest
+
+from tests.commands import QUICK, run_recipe
+
+
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory):
+    """Both small recipes, 50 steps in one process: what all other ways of running them must equal."""
+    folder = tmp_path_factory.mktemp("straight")
+    return {recipe: run_recipe(folder / recipe, recipe, "--profile", "cpu") for recipe in QUICK}

@@ -1,0 +1,176 @@
+"""Equal runs are equal: however a recipe is spread over processes and micro-batches, it trains the same."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from tests.commands import ENVIRONMENT, QUICK, ROOT, run_recipe, start
+
+pytestmark = pytest.mark.ranks
+CANINE, DEBERTA = QUICK
+BIN = Path(sys.executable).parent
+WAYS = {
+    "accumulation-2": lambda batch: ("--profile", "cpu", "--micro-batch", str(batch // 2)),
+    "accumulation-4": lambda batch: ("--profile", "cpu", "--micro-batch", str(batch // 4)),
+    "two-ranks": lambda _: ("--profile", "cpu-2proc"),
+    "two-ranks-accumulation-2": lambda batch: ("--profile", "cpu-2proc", "--micro-batch", str(batch // 4)),
+    "zero2": lambda batch: ("--profile", "cpu-2proc-zero2", "--micro-batch", str(batch // 4)),
+}
+
+
+@pytest.mark.parametrize("recipe", list(QUICK))
+@pytest.mark.parametrize("way", list(WAYS))
+def test_the_first_50_steps_are_those_of_one_process(way, recipe, straight, tmp_path):
+    batch = {CANINE: 32, DEBERTA: 16}[recipe]
+    ran = run_recipe(tmp_path / "run", recipe, *WAYS[way](batch))
+    one = straight[recipe]
+    assert len(one.losses()) == 50
+    assert ran.losses() == pytest.approx(one.losses(), rel=1e-5)
+    # The loss would be equal even if gradients were scaled wrongly under Adam; the norm would not.
+    for key in ("grad_norm", "num_targets", "learning_rate", "epoch"):
+        assert [e[key] for e in ran.events("train")] == pytest.approx(
+            [e[key] for e in one.events("train")], rel=1e-4
+        )
+    plan = json.loads((ran.folder / "plan.json").read_text())
+    assert plan["world_size"] == (1 if way.startswith("accumulation") else 2)
+    assert plan["zero_stage"] == (2 if way == "zero2" else None)
+
+
+@pytest.mark.parametrize("recipe", list(QUICK))
+def test_evaluation_at_step_0_is_bit_equal_on_two_ranks(recipe, straight, tmp_path):
+    two = run_recipe(tmp_path / "run", recipe, "--profile", "cpu-2proc", num_steps=2)
+    assert two.events("eval")[0] == straight[recipe].events("eval")[0]
+    assert two.events("yardstick") == straight[recipe].events("yardstick")
+
+
+def test_the_run_learns_and_leaves_a_whole_folder(straight):
+    for ran in straight.values():
+        names = {path.name for path in ran.folder.iterdir()}
+        assert {
+            "recipe.resolved.yaml", "plan.json", "command.txt", "environment.json", "metrics.jsonl",
+            "checkpoint-25", "checkpoint-50", "best", "final", "report.html",
+        } <= names  # fmt: skip
+        evaluations = ran.events("eval")
+        assert [event["step"] for event in evaluations] == [0, 25, 50]
+        assert evaluations[-1]["loss"] < evaluations[0]["loss"] - 0.2
+        assert {event["name"] for event in ran.events("yardstick")} == {"unigram", "neighbours"}
+        assert [event["step"] for event in ran.events("train")] == list(range(1, 51))
+
+
+def test_running_a_finished_run_again_changes_nothing(straight):
+    ran = straight[CANINE]
+    before = (ran.folder / "metrics.jsonl").read_bytes()
+    again = run_recipe(ran.folder, CANINE, "--profile", "cpu")
+    assert "done already" in again.stdout
+    assert (ran.folder / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("profile", ["cpu", "cpu-2proc", "cpu-2proc-zero2"])
+def test_a_killed_run_resumes_to_the_same_losses_and_weights(profile, tmp_path):
+    arguments = ("--profile", profile, "model.dropout=0.1")
+    whole = run_recipe(tmp_path / "whole", CANINE, *arguments, num_steps=12)
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "launch", "run", CANINE, "--output", str(folder), *QUICK[CANINE]]
+    command += ["training.max_steps=12", "evaluation.every=6", "checkpoint.every=6", *arguments]
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        wait_for(folder / "checkpoint-6", process)
+    finally:
+        for trainer in find_trainers(folder):
+            os.kill(trainer, signal.SIGKILL)
+        process.wait(timeout=60)
+    assert not (folder / "final").exists(), "the run was over before it could be killed"
+    resumed = run_recipe(folder, CANINE, *arguments, num_steps=12)
+    assert "going on from step 6" in resumed.stdout
+    assert resumed.losses() == whole.losses()
+    assert resumed.events("eval") == whole.events("eval")
+    ours, theirs = (load_file(ran.folder / "final" / "model.safetensors") for ran in (resumed, whole))
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, f"the run ended before it wrote {path.name}"
+        assert time.monotonic() < deadline, f"no {path.name} after two minutes"
+        time.sleep(0.02)
+
+
+def find_trainers(folder):
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = entry.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(folder).encode() in words and b"launch.train" in words and b"accelerate" not in words[1]:
+            found.append(int(entry.parent.name))
+    return found
+
+
+STEPS = ("training.max_steps=2", "evaluation.every=1", "checkpoint.every=1", *QUICK[CANINE])
+ACCELERATE = [str(BIN / "accelerate"), "launch", "--config_file"]
+TRAINER = ["-m", "launch.train"]
+LAUNCHES = {
+    "python": ([sys.executable, *TRAINER], 1, None),
+    "torchrun": ([str(BIN / "torchrun"), "--standalone", "--nproc_per_node=2", *TRAINER], 2, None),
+    "accelerate": ([*ACCELERATE, "accelerate_configs/cpu-ddp.yaml", *TRAINER], 2, None),
+    "accelerate-zero2": ([*ACCELERATE, "accelerate_configs/zero2.yaml", *TRAINER], 2, 2),
+}
+
+
+@pytest.mark.parametrize("way", list(LAUNCHES))
+def test_the_trainer_plans_from_the_world_that_a_launcher_made(way, tmp_path):
+    command, world_size, zero_stage = LAUNCHES[way]
+    ran = start([*command, CANINE, "--output", str(tmp_path / "run"), *STEPS], tmp_path / "run")
+    assert ran.exit_code == 0, ran.stdout + ran.stderr
+    plan = json.loads((ran.folder / "plan.json").read_text())
+    assert (plan["world_size"], plan["zero_stage"]) == (world_size, zero_stage)
+    assert json.loads((ran.folder / "environment.json").read_text())["num_processes"] == world_size
+    assert (ran.folder / "final" / "model.safetensors").exists()
+
+
+def verdict_of(folder):
+    return json.loads((folder / "verdict.json").read_text())
+
+
+@pytest.mark.parametrize("devices", ["1", "4"])
+def test_a_launcher_that_starts_another_number_of_processes_is_refused(devices, tmp_path):
+    command = [str(BIN / "torchrun"), "--standalone", "--nproc_per_node=2", "-m", "launch.train", CANINE]
+    ran = start(
+        [*command, "--output", str(tmp_path), "--devices", devices, "--profile", "cpu", *STEPS], tmp_path
+    )
+    assert ran.exit_code != 0
+    verdict = verdict_of(tmp_path)
+    assert verdict["exit_code"] == 2
+    assert f"wants {devices} processes, the launcher started 2" in verdict["message"]
+
+
+def test_a_launcher_that_drops_to_one_process_is_refused(tmp_path):
+    """`distributed_type: MULTI_CPU` starts one process where two are asked for, without a word."""
+    config = tmp_path / "multi-cpu.yaml"
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nuse_cpu: true\nnum_machines: 1\n"
+        "num_processes: 2\n"
+    )
+    command = [str(BIN / "accelerate"), "launch", "--config_file", str(config), "-m", "launch.train", CANINE]
+    ran = start([*command, "--output", str(tmp_path), "--profile", "cpu-2proc", *STEPS], tmp_path)
+    assert ran.exit_code != 0
+    assert "wants 2 processes, the launcher started 1" in verdict_of(tmp_path)["message"]
+
+
+def test_deepspeed_that_the_profile_does_not_want_is_refused(tmp_path):
+    command = [str(BIN / "accelerate"), "launch", "--config_file", "accelerate_configs/zero2.yaml"]
+    command += ["-m", "launch.train", CANINE, "--output", str(tmp_path), "--profile", "cpu-2proc", *STEPS]
+    ran = start(command, tmp_path)
+    assert ran.exit_code != 0
+    assert "cpu-2proc uses no DeepSpeed" in verdict_of(tmp_path)["message"]

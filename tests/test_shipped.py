@@ -1,0 +1,55 @@
+"""Every shipped configuration file loads with the parser of whoever reads it, and no number has two homes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DeepSpeedPlugin
+
+from launch.hardware import ACCELERATE_CONFIGS, DS_CONFIGS, load_profiles
+from launch.strict_yaml import load_yaml
+
+TOPOLOGY = set(
+    "compute_environment distributed_type use_cpu num_machines num_processes main_process_port "
+    "deepspeed_config".split()
+)
+DECIDED_BY_THE_PLAN = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+
+
+def test_all_files_are_looked_at():
+    assert len(list(ACCELERATE_CONFIGS.iterdir())) == 6
+    assert len(list(DS_CONFIGS.iterdir())) == 2
+
+
+@pytest.mark.parametrize("path", sorted(ACCELERATE_CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_files_hold_topology_only_and_load(path):
+    raw = load_yaml(path.read_text())
+    assert set(raw) <= TOPOLOGY
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == raw["distributed_type"]
+    if "deepspeed_config" in raw:
+        assert set(raw["deepspeed_config"]) == {"deepspeed_config_file", "zero3_init_flag"}
+        assert (DS_CONFIGS.parent / raw["deepspeed_config"]["deepspeed_config_file"]).exists()
+
+
+@pytest.mark.parametrize("path", sorted(DS_CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_deepspeed_files_hold_zero_only_and_load(path):
+    raw = json.loads(path.read_text())
+    assert all(raw[key] == "auto" for key in DECIDED_BY_THE_PLAN)
+    assert raw["fp16"] == raw["bf16"] == {"enabled": "auto"}
+    assert set(raw) == {*DECIDED_BY_THE_PLAN, "fp16", "bf16", "zero_optimization"}
+    plugin = DeepSpeedPlugin(hf_ds_config=str(path))
+    assert plugin.zero_stage == raw["zero_optimization"]["stage"]
+
+
+def test_every_profile_names_files_that_exist():
+    for profile in load_profiles().values():
+        assert profile.accelerate_path.exists()
+        assert profile.on(8).accelerate_path.exists()
+        if profile.ds_config:
+            assert (DS_CONFIGS / f"{profile.ds_config}.json").exists()
+            named = load_yaml(profile.accelerate_path.read_text())["deepspeed_config"][
+                "deepspeed_config_file"
+            ]
+            assert Path(named).stem == profile.ds_config
