@@ -115,7 +115,13 @@ def _add_model_verbs(add: Callable[..., argparse.ArgumentParser]) -> None:
 def _plan(arguments: argparse.Namespace) -> int:
     from launch.console import print_plan
 
-    request = Request.of(arguments)
+    try:
+        request = Request.of(arguments)
+    except (RecipeError, ProfileError) as error:
+        if arguments.json:
+            reasons = [str(problem) for problem in getattr(error, "problems", [error])]
+            print(json.dumps({"errors": reasons}, indent=2))  # noqa: T201
+        raise
     plan = request.plan()
     if arguments.json:
         print(plan.model_dump_json(indent=2))  # noqa: T201

@@ -5,6 +5,7 @@ import logging
 import os
 import warnings
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from launch.hardware import DS_CONFIGS, Profile
 from launch.plan import Plan
 from launch.recipe import Training
-from launch.verdict import DEFECT, RunError
+from launch.verdict import DEFECT, MACHINE, RunError
 
 _MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -42,6 +43,11 @@ def build_accelerator(plan: Plan, profile: Profile, training: Training) -> Accel
             InitProcessGroupKwargs(backend=backend, timeout=timedelta(minutes=10))
         ]
     if profile.ds_config is not None:
+        if find_spec("deepspeed") is None:
+            raise RunError(
+                MACHINE,
+                f"the profile {profile.name} wants DeepSpeed, which is not installed: pip install deepspeed",
+            )
         # Its calls of deprecated torch functions are not for our users.
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

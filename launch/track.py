@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.display import Display
+from launch.verdict import MACHINE, RunError
 
 
 class Tracker:
@@ -39,8 +40,12 @@ class Tracker:
         _cut_events(path, resumed_step)
         self._file = path.open("a", encoding="utf-8")
         if "tensorboard" in report_to:
-            from torch.utils.tensorboard import SummaryWriter
-
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise RunError(
+                    MACHINE, "report_to names tensorboard, which is not installed: pip install tensorboard"
+                ) from error
             purge = None if resumed_step is None else resumed_step + 1
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 

@@ -202,6 +202,10 @@ def test_a_wrong_recipe_is_one_report_and_exit_code_2_without_a_traceback():
     shown = run_without_torch("plan", str(FIXTURES / "ten-mistakes.yaml"))
     assert shown.returncode == 2
     assert "15 problems" in shown.stderr
+    assert shown.stdout == ""
+    as_json = run_without_torch("plan", str(FIXTURES / "ten-mistakes.yaml"), "--json")
+    assert as_json.returncode == 2
+    assert len(json.loads(as_json.stdout)["errors"]) == 15
     assert "Traceback" not in shown.stderr
 
 

@@ -1,0 +1,35 @@
+"""What an install ships."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_wheel_holds_the_packages_and_the_recipe_and_config_folders(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+    ]
+    done = subprocess.run([*command, str(ROOT)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("maskwright-*.whl")
+    shipped = set(zipfile.ZipFile(wheel).namelist())
+    wanted = {
+        str(path.relative_to(ROOT))
+        for folder in ("launch", "modeling", "data_pipes", "recipes", "accelerate_configs", "ds_configs")
+        for path in (ROOT / folder).iterdir()
+        if path.is_file()
+    }
+    assert len(wanted) > 70
+    assert wanted <= shipped, sorted(wanted - shipped)
+    assert not [name for name in shipped if name.startswith(("tests", "benchmarks"))]
