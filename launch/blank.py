@@ -39,10 +39,7 @@ class Words:
         self._tokenizer = tokenizer
         self._max_slots = config.max_position_embeddings
         self._vocabulary: dict[str, int] = tokenizer.get_vocab()
-        self._space_mark = next(
-            (mark for mark in "\u2581\u0120" if any(piece.startswith(mark) for piece in self._vocabulary)),
-            None,
-        )
+        self._space_mark = _find_space_mark(self._vocabulary)
         self.pad_id = tokenizer.pad_token_id or 0
         # The head may have rows that no piece owns (DeBERTa-v3: 128,100 rows, 128,001 pieces).
         ordinary = torch.tensor(sorted(set(self._vocabulary.values()) - set(tokenizer.all_special_ids)))
@@ -148,6 +145,17 @@ class Characters:
         """The text with these characters in its hidden places."""
         characters = iter(best)
         return _HIDDEN_CHARACTER.sub(lambda _: self.show(next(characters)), row.text)
+
+
+def _find_space_mark(vocabulary: dict[str, int]) -> str | None:
+    """The mark at the head of pieces that begin a word; None where `##` marks those that do not.
+
+    WordPiece vocabularies may list either mark as a character (BERT's does): the commonest one counts.
+    """
+    pieces = [piece for piece in vocabulary if len(piece) > 1]
+    counts = {mark: sum(piece.startswith(mark) for piece in pieces) for mark in ("\u2581", "\u0120", "##")}
+    commonest = max(counts, key=counts.__getitem__)
+    return None if commonest == "##" or not counts[commonest] else commonest
 
 
 def _join(text: str, piece: str, begins_word: bool) -> str:

@@ -18,7 +18,10 @@ from launch.engine import build_accelerator, check_model
 from launch.hardware import Profile
 from launch.plan import Plan
 from launch.recipe import Recipe
+from launch.verdict import REQUEST, RunError
 from modeling import hf
+from modeling.canine import CanineForMaskedLM, row_slots
+from modeling.deberta import DebertaForMaskedLM, check_packing
 
 
 @dataclass
@@ -97,19 +100,47 @@ def build_tokenizer(recipe: Recipe, store: Store) -> PreTrainedTokenizerBase:
 def build_model(
     recipe: Recipe, store: Store, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[PreTrainedModel, hf.LoadReport | None]:
-    """The model on the CPU in fp32, from scratch or from a checkpoint."""
+    """The model on the CPU in fp32, from scratch or from a checkpoint.
+
+    Raises:
+        RunError: it cannot be had, or cannot read the recipe's rows.
+    """
     wanted = recipe.model
     arguments: dict[str, Any] = {"dropout": wanted.dropout}
     if wanted.family == "canine":
         arguments["head_code_points"] = store.code_points.tolist()
     else:
         arguments["num_pieces"] = len(tokenizer)
-    if wanted.source == "scratch":
-        model = hf.build(wanted.family, config=wanted.config, seed=recipe.training.seed, **arguments)
-        return model, None
-    # A new head is drawn from the global generator while the checkpoint loads.
-    torch.manual_seed(recipe.training.seed)
-    return hf.load(wanted.family, wanted.source, **arguments)
+    report = None
+    try:
+        if wanted.source == "scratch":
+            model = hf.build(wanted.family, config=wanted.config, seed=recipe.training.seed, **arguments)
+        else:
+            # A new head is drawn from the global generator while the checkpoint loads.
+            torch.manual_seed(recipe.training.seed)
+            model, report = hf.load(wanted.family, wanted.source, **arguments)
+        _check_rows(recipe, model)
+    except (ValueError, OSError) as error:
+        raise RunError(REQUEST, f"model {wanted.source}: {error}") from error
+    return model, report
+
+
+def _check_rows(recipe: Recipe, model: PreTrainedModel) -> None:
+    """Raise ValueError if the model cannot read rows as the recipe makes them."""
+    if isinstance(model, CanineForMaskedLM):
+        num_slots = row_slots(recipe.data.row_length)
+        # transformers gives the position table num_hash_buckets rows.
+        most = min(model.config.max_position_embeddings, model.config.num_hash_buckets)
+        if num_slots > most:
+            raise ValueError(
+                f"data.row_length {recipe.data.row_length} takes {num_slots} slots, and the model reads "
+                f"{most} (the smaller of max_position_embeddings and num_hash_buckets); shorten the rows"
+            )
+    elif isinstance(model, DebertaForMaskedLM) and recipe.data.packing:
+        try:
+            check_packing(model.config)
+        except ValueError as error:
+            raise ValueError(f"{error} (data.packing: false)") from error
 
 
 def build_layout(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Layout:

@@ -93,7 +93,8 @@ def save_checkpoint(job: Job, progress: Progress, folder: Path) -> Path:
     torch.save(_random_states(), draft / _TRAINING / f"random-{accelerator.process_index}.pt")
     _save_model(job, draft)
     if accelerator.is_main_process:
-        state = {**asdict(progress), "recipe_key": recipe_key(job.recipe), "world_size": job.plan.world_size}
+        keys = {"recipe_key": recipe_key(job.recipe), "data_key": job.store.manifest["key"]}
+        state = {**asdict(progress), **keys, "world_size": job.plan.world_size}
         (draft / _TRAINING / "progress.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -177,7 +178,7 @@ def load_checkpoint(job: Job, place: Path) -> Progress:
     """Put a checkpoint's state into a job that was just built; the progress to go on from.
 
     Raises:
-        RunError: it belongs to another recipe, or its sharded state to another number of processes.
+        RunError: it belongs to another recipe or other text, or its shards to another number of processes.
     """
     training = place / _TRAINING
     state = json.loads((training / "progress.json").read_text(encoding="utf-8"))
@@ -186,6 +187,12 @@ def load_checkpoint(job: Job, place: Path) -> Progress:
             RESUME,
             f"{place} was written under another recipe (see {place.parent}/recipe.resolved.yaml); "
             "restore it, or train in another --output",
+        )
+    if state.pop("data_key") != job.store.manifest["key"]:
+        raise RunError(
+            RESUME,
+            f"{place} was trained on other text than {job.recipe.name} has now; restore it, or train in "
+            "another --output",
         )
     world_size = state.pop("world_size")
     if job.plan.zero_stage is not None:

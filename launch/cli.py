@@ -106,7 +106,11 @@ def _add_model_verbs(add: Callable[..., argparse.ArgumentParser]) -> None:
     fill.add_argument("--json", action="store_true")
     report = add("report", _report, "one self-contained HTML file", "report runs/NAME")
     report.add_argument("runs", nargs="+", metavar="RUN")
-    report.add_argument("--output", metavar="FILE", help="default: report.html in the (first) run folder")
+    report.add_argument(
+        "--output",
+        metavar="FILE",
+        help="default: report.html in the run folder; for several, comparison.html in the first",
+    )
     export = add("export", _export, "a Hugging Face folder with a model card", "export runs/NAME my-encoder")
     export.add_argument("run", metavar="RUN")
     export.add_argument("folder", metavar="DIR")

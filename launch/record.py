@@ -60,7 +60,7 @@ class Record:
     def yardsticks(self) -> list[tuple[str, float]]:
         """(name, perplexity), the weakest first."""
         named = {str(e.get("name")): number(e, "perplexity") for e in self.events.of("yardstick")}
-        known = [(name, value) for name, value in named.items() if value is not None and value > 0]
+        known = [(name, value) for name, value in named.items() if value is not None and 0 < value < math.inf]
         return sorted(known, key=lambda item: -item[1])
 
 
@@ -145,7 +145,8 @@ def describe_status(record: Record) -> str:
     if record.end is None:
         return f"not finished, {where}" if record.events.rows else "nothing logged"
     reason = str(record.end.get("reason") or "")
-    words = "" if reason in _DONE or not reason else f" ({reason.replace('_', ' ')})"
+    told = {"patience": "stopped early, no better evaluation within the patience"}.get(reason, reason)
+    words = "" if not told or (reason in _DONE and told == reason) else f" ({told.replace('_', ' ')})"
     return f"{'finished' if record.is_finished else 'ended early'}, {where}{words}"
 
 

@@ -31,7 +31,7 @@ def write_report(run_folders: Sequence[Path], out: Path | None = None) -> Path:
 
     Args:
         run_folders: one or more.
-        out: the file; default `report.html` in the first folder.
+        out: the file; default `report.html` in the folder, for several `comparison.html` in the first.
 
     Raises:
         ValueError: no folder was given, or one does not exist.
@@ -51,10 +51,11 @@ def write_report(run_folders: Sequence[Path], out: Path | None = None) -> Path:
         charts=_draw_charts(records),
         differences=_compare_settings(records),
     )
-    path = out or Path(run_folders[0]) / "report.html"
+    path = out or Path(run_folders[0]) / ("report.html" if len(records) == 1 else "comparison.html")
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.partial")
-    draft.write_text(page, encoding="utf-8")
+    # A text may hold half a surrogate pair, which UTF-8 cannot.
+    draft.write_bytes(page.encode("utf-8", errors="replace"))
     draft.replace(path)
     return path
 
@@ -109,24 +110,28 @@ def _samples(record: Record) -> list[dict[str, Any]]:
     texts = list(dict.fromkeys(str(event.get("text")) for event in fills))
     samples = []
     for text in texts:
-        own = [event for event in fills if event.get("text") == text]
+        own = [event for event in fills if str(event.get("text")) == text]
         views = [own[0]] if len(own) == 1 else [own[0], own[-1]]
         samples.append({"text": text, "views": [_view(event) for event in views]})
     return samples
 
 
 def _view(event: dict[str, Any]) -> dict[str, Any]:
+    places = []
+    for place in _objects(event, "places"):
+        found = [(str(one.get("piece")), number(one, "probability")) for one in _objects(place, "candidates")]
+        known = [(piece, share) for piece, share in found[:4] if share is not None and 0 <= share <= 1]
+        places.append([(piece, show_share(share), round(100 * share, 1)) for piece, share in known])
     return {
         "step": f"step {event['step']:,}",
         "completed": str(event.get("completed", "")),
-        "places": [
-            [
-                (str(one.get("piece")), show_share(one["probability"]), round(100 * one["probability"], 1))
-                for one in place.get("candidates", [])[:4]
-            ]
-            for place in event.get("places", [])
-        ],
+        "places": places,
     }
+
+
+def _objects(event: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    listed = event.get(key)
+    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
 
 
 def _data_facts(record: Record) -> list[tuple[str, str]]:
@@ -218,7 +223,31 @@ def _compare_settings(records: Sequence[Record]) -> dict[str, Any] | None:
         (name, ["" if end is None or number(end, name) is None else show_number(end[name]) for end in ends])
         for name in ("perplexity", "loss", "accuracy")
     ]
-    return {"labels": [_label(record) for record in records], "settings": rows, "results": results}
+    results += _compare_marks(records)
+    return {
+        "labels": [_label(record) for record in records],
+        "settings": rows,
+        "results": results,
+        "is_fair": len({_targets(record) for record in records}) == 1,
+    }
+
+
+def _compare_marks(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
+    """What each run's perplexity is held against: step 0 and the yardsticks."""
+    starts = [number(record.evaluation(0) or {}, "perplexity") for record in records]
+    marks = [dict(record.yardsticks()) for record in records]
+    names = list(dict.fromkeys(name for one in marks for name in one))
+    rows = [("at step 0", starts)]
+    rows += [
+        (YARDSTICKS.get(name, name).removeprefix("the "), [m.get(name) for m in marks]) for name in names
+    ]
+    return [(name, ["" if v is None else show_number(v) for v in values]) for name, values in rows]
+
+
+def _targets(record: Record) -> tuple:
+    """What tells sets of evaluation targets apart: their number, and what counting makes of them."""
+    last = record.evaluation()
+    return None if last is None else number(last, "num_targets"), *record.yardsticks()
 
 
 def _own(plan: dict[str, Any]) -> dict[str, Any]:

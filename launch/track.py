@@ -81,27 +81,42 @@ class Tracker:
 
 
 class Stopwatch:
-    """Where the time goes: waiting for data, and all of it, since the last reading."""
+    """Where the time of training goes: waiting for data, and working; not evaluating and saving."""
 
     def __init__(self) -> None:
-        self._start = self._mark = time.perf_counter()
-        self._waited = 0.0
+        self._mark = time.perf_counter()
+        self._waited = self._worked = 0.0
+        self._num_pieces = self._num_rows = 0
 
     def waited(self) -> None:
         """The data has just arrived."""
-        self._waited += time.perf_counter() - self._mark
+        self._waited += self._lap()
 
-    def worked(self) -> None:
-        """A step is done; from here on the next data is waited for."""
-        self._mark = time.perf_counter()
+    def worked(self, num_pieces: int, num_rows: int) -> None:
+        """A step with so much in it is done."""
+        self._worked += self._lap()
+        self._num_pieces += num_pieces
+        self._num_rows += num_rows
 
-    def read(self) -> tuple[float, float]:
-        """Seconds since the last reading, and the share of them spent waiting; starts anew."""
-        now = time.perf_counter()
-        seconds = max(now - self._start, 1e-9)
-        share = self._waited / seconds
-        self._start, self._waited = now, 0.0
-        return seconds, share
+    def go_on(self) -> None:
+        """Something that is not counted is over."""
+        self._lap()
+
+    def read(self) -> dict[str, float]:
+        """Speeds and the share of the time spent waiting, since the last reading."""
+        seconds = max(self._waited + self._worked, 1e-9)
+        found = {
+            "tokens_per_second": self._num_pieces / seconds,
+            "rows_per_second": self._num_rows / seconds,
+            "data_wait_fraction": self._waited / seconds,
+        }
+        self._waited = self._worked = 0.0
+        self._num_pieces = self._num_rows = 0
+        return found
+
+    def _lap(self) -> float:
+        before, self._mark = self._mark, time.perf_counter()
+        return self._mark - before
 
 
 def _cut_events(path: Path, resumed_step: int | None) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from data_pipes.feed import StepBatch
     from launch.build import Job
     from launch.checkpoint import Progress
-    from launch.track import Tracker
+    from launch.track import Stopwatch, Tracker
 
 
 def train(job: "Job", progress: "Progress", tracker: "Tracker", folder: Path) -> "Progress":
@@ -59,7 +59,7 @@ def train(job: "Job", progress: "Progress", tracker: "Tracker", folder: Path) ->
         rate = rates.at(progress.step)
         set_rate(job.optimizer, rate)
         outcome = take_step(job, batch)
-        watch.worked()
+        watch.worked(outcome.num_pieces, outcome.num_rows)
         if progress.step % recipe.logging.every == 0 or progress.step == last_step:
             log_step(job, tracker, progress.step, rate, outcome, watch)
         if evaluations.is_due(progress.step) or progress.step == last_step:
@@ -69,7 +69,7 @@ def train(job: "Job", progress: "Progress", tracker: "Tracker", folder: Path) ->
             tracker.log("save", progress.step, path=str(save_checkpoint(job, progress, folder)))
         if is_over:
             break
-        watch.worked()
+        watch.go_on()
     return progress
 
 
@@ -154,14 +154,13 @@ def is_stale(job: "Job", progress: "Progress") -> bool:
     return job.recipe.stopping is not None and progress.num_stale >= job.recipe.stopping.patience
 
 
-def log_step(job: "Job", tracker: "Tracker", step: int, rate: float, outcome: Outcome, watch) -> None:
-    """One line of metrics.jsonl for a step; rates are over the steps since the last line."""
+def log_step(
+    job: "Job", tracker: "Tracker", step: int, rate: float, outcome: Outcome, watch: "Stopwatch"
+) -> None:
+    """One line of metrics.jsonl for a step; speeds are over the steps since the last line."""
     import torch
 
-    seconds, wait = watch.read()
-    num_steps = job.recipe.logging.every
     is_cuda = job.accelerator.device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated() if is_cuda else _resident_bytes()
     tracker.log(
         "train",
         step,
@@ -169,10 +168,8 @@ def log_step(job: "Job", tracker: "Tracker", step: int, rate: float, outcome: Ou
         num_targets=outcome.num_targets,
         learning_rate=rate,
         grad_norm=outcome.grad_norm,
-        tokens_per_second=outcome.num_pieces * num_steps / seconds,
-        rows_per_second=outcome.num_rows * num_steps / seconds,
-        data_wait_fraction=wait,
-        peak_memory_bytes=peak,
+        **watch.read(),
+        peak_memory_bytes=torch.cuda.max_memory_allocated() if is_cuda else _resident_bytes(),
         epoch=outcome.epoch,
     )
 

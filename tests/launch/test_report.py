@@ -137,6 +137,7 @@ def test_text_of_a_corpus_is_never_markup(tmp_path):
 def test_several_runs_are_compared(tmp_path):
     runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", perplexity=50.0, num_steps=80)]
     (runs[1] / "recipe.resolved.yaml").write_text("name: small\nmodel: {family: canine, source: other}\n")
+    assert write_report(runs) == tmp_path / "one" / "comparison.html"
     _, text = read_page(write_report(runs, tmp_path / "both.html"))
     assert "Side by side" in text
     assert "model.source" in text

@@ -65,8 +65,14 @@ def test_the_stopwatch_tells_waiting_from_working():
     time.sleep(0.06)
     watch.waited()
     time.sleep(0.02)
-    watch.worked()
-    seconds, share = watch.read()
-    assert seconds >= 0.08
-    assert 0.4 < share < 1
-    assert watch.read()[1] == 0.0
+    watch.worked(num_pieces=100, num_rows=10)
+    time.sleep(0.2)
+    watch.go_on()
+    watch.waited()
+    watch.worked(num_pieces=100, num_rows=10)
+    found = watch.read()
+    assert 0.4 < found["data_wait_fraction"] < 1
+    # 200 pieces in a bit over 0.08 s; the 0.2 s of something else are not counted
+    assert 1000 < found["tokens_per_second"] < 2500
+    assert found["rows_per_second"] == pytest.approx(found["tokens_per_second"] / 10)
+    assert watch.read()["tokens_per_second"] == 0.0
