@@ -65,7 +65,8 @@ def report(rows: Rows, is_target: np.ndarray, is_special: np.ndarray, rate: floa
     num_words = int(word_of_piece[-1]) + 1
     lengths = np.bincount(word_of_piece, minlength=num_words)
     num_hidden = np.bincount(word_of_piece, weights=is_target, minlength=num_words).astype(int)
-    is_ordinary = ~is_special[rows.word_starts]
+    # Words with [UNK] in them are left alone.
+    is_ordinary = np.bincount(word_of_piece, weights=is_special, minlength=num_words) == 0
     lengths, num_hidden = lengths[is_ordinary], num_hidden[is_ordinary]
     is_hidden = num_hidden > 0
     realised = is_hidden.mean()

@@ -96,8 +96,8 @@ def hide(rows: Rows, masking: Masking, *, row_ids: np.ndarray, epochs: np.ndarra
     """Hide words of every row.
 
     Of a row with W words, floor(rate * W + u) are hidden with u uniform in [0, 1), and at least one if
-    there is one: any W words alike, without replacement. A word never crosses the start of a document,
-    nor a special piece.
+    there is one: any W words alike, without replacement. A word never crosses the start of a document;
+    a word with a special piece in it is none of them.
 
     Args:
         rows: R rows.
@@ -123,13 +123,14 @@ def _find_words(rows: Rows, masking: Masking) -> tuple[_Words, np.ndarray]:
     """Find the words that may be hidden and how many each row has, int64 [R]."""
     is_special = np.isin(rows.pieces, masking.special_pieces)
     if masking.kind == "whole_word":
-        starts = rows.word_starts | rows.document_starts | is_special
-        starts[1:] |= is_special[:-1]
+        starts = rows.word_starts | rows.document_starts
         starts[rows.offsets[:-1][rows.lengths > 0]] = True
         all_firsts = np.flatnonzero(starts)
-        ordinary = ~is_special[all_firsts]
-        firsts = all_firsts[ordinary]
-        lengths = np.diff(all_firsts, append=len(starts))[ordinary]
+        # [UNK] is special too: the rest of such a word cannot be hidden without hiding a part of a word.
+        num_special = np.diff(np.append(0, np.cumsum(is_special))[np.append(all_firsts, len(starts))])
+        is_eligible = num_special == 0
+        firsts = all_firsts[is_eligible]
+        lengths = np.diff(all_firsts, append=len(starts))[is_eligible]
     else:
         firsts = np.flatnonzero(~is_special)
         lengths = np.ones_like(firsts)

@@ -34,7 +34,9 @@ def main() -> int:
 def _compare(names: list[str], events: list[Events]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("recipe", "step 0", "unigram table", "neighbour table", "trained", "beats both"):
-        table.add_column(column, justify="left" if column == "recipe" else "right")
+        table.add_column(
+            column, justify="left" if column == "recipe" else "right", no_wrap=column == "recipe"
+        )
     for name, found in zip(names, events, strict=True):
         judged = [event["perplexity"] for event in found.of("eval")]
         marks = {event["name"]: event["perplexity"] for event in found.of("yardstick")}

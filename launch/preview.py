@@ -54,7 +54,7 @@ def describe_rows(
 ) -> list[dict[str, Any]]:
     """Rows as plain data: text, pieces, the word of each, targets, and the pieces after corruption."""
     is_special = np.isin(rows.pieces, special_pieces)
-    word_numbers = np.cumsum(rows.word_starts & ~is_special)
+    word_numbers = np.cumsum(rows.word_starts)
     described = []
     for start, end in zip(rows.offsets[:-1], rows.offsets[1:], strict=True):
         part = slice(int(start), int(end))
