@@ -65,6 +65,8 @@ def report(rows: Rows, is_target: np.ndarray, is_special: np.ndarray, rate: floa
     num_words = int(word_of_piece[-1]) + 1
     lengths = np.bincount(word_of_piece, minlength=num_words)
     num_hidden = np.bincount(word_of_piece, weights=is_target, minlength=num_words).astype(int)
+    # Counted over all words, the ones that must be left alone included.
+    num_partial = np.count_nonzero((num_hidden > 0) & (num_hidden < lengths))
     # Words with [UNK] in them are left alone.
     is_ordinary = np.bincount(word_of_piece, weights=is_special, minlength=num_words) == 0
     lengths, num_hidden = lengths[is_ordinary], num_hidden[is_ordinary]
@@ -80,7 +82,7 @@ def report(rows: Rows, is_target: np.ndarray, is_special: np.ndarray, rate: floa
     )
     console.print(f"pieces hidden            {of_pieces:.4%}, relative {of_pieces / rate - 1:+.3%}")
     console.print(f"rows without a target    {np.count_nonzero(targets_of_row == 0):,}")
-    console.print(f"words hidden in part     {np.count_nonzero(is_hidden & (num_hidden < lengths)):,}")
+    console.print(f"words hidden in part     {num_partial:,}")
     console.print(f"special pieces hidden    {np.count_nonzero(is_target & is_special):,}\n")
     table = Table("pieces in the word", "words", "hidden", "95 % interval", box=None, pad_edge=False)
     for length in range(1, LONGEST + 1):

@@ -215,23 +215,32 @@ def _describe_limits(record: Record) -> list[str]:
     rate = number(_part(record.recipe, "evaluation"), "rate") or number(masking, "rate")
     lines = []
     if kind and rate is not None:
+        hidden = f"{_percent(rate)} of the {_UNITS.get(kind, 'places')}"
         lines.append(
-            f"- The perplexity is that of a masked model: {_percent(rate)} of the "
-            f"{_UNITS.get(kind, 'places')} are hidden and guessed from the rest, on masks that never change. "
-            "It cannot be compared with the perplexity of a model that writes from left to right, nor across "
-            "vocabularies or mask rates."
+            f"- The perplexity is that of a masked model: {hidden} are hidden and guessed from the rest, on "
+            "masks that never change. It cannot be compared with the perplexity of a model that writes from "
+            "left to right, nor across vocabularies or mask rates."
         )
     sources = _part(record.recipe, "data").get("sources")
     listed = [source for source in sources if isinstance(source, dict)] if isinstance(sources, list) else []
-    keys = sorted({_text(source, "group_key") for source in listed} - {""})
     if listed:
-        how = f"by {', '.join(map(_code, keys))}, all documents of a group on one side" if keys else "by hash"
-        lines.append(
-            f"- It is measured on held-out documents of the same sources, chosen {how}. "
-            "Other text can be harder."
-        )
+        lines.append(f"- It is measured on {_describe_split(listed)}. Other text can be harder.")
     lines.append("- The model repeats what its training text says, wrong and one-sided statements included.")
     return lines
+
+
+def _describe_split(sources: list[dict[str, Any]]) -> str:
+    """Which documents were held out."""
+    whole = [source for source in sources if _text(source, "split") == "evaluation"]
+    shared = [source for source in sources if _text(source, "split") not in ("train", "evaluation")]
+    keys = sorted({_text(source, "group_key") for source in shared} - {""})
+    parts = []
+    if shared:
+        how = f"by {', '.join(map(_code, keys))}, no group on both sides" if keys else "by hash"
+        parts.append(f"held-out documents of the same sources, chosen {how}")
+    if whole:
+        parts.append(f"{len(whole)} source{'s' * (len(whole) > 1)} held out as a whole")
+    return " and ".join(parts) or "documents that were not trained on"
 
 
 def _describe_versions(record: Record) -> list[str]:

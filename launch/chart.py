@@ -167,7 +167,7 @@ def _draw_grid(steps: Axis, values: Axis) -> str:
 def _tick(value: float) -> str:
     if value == 0:
         return "0"
-    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.1e}"
+    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.0e}"
 
 
 def _draw_mark(label: str, value: float, values: Axis) -> str:

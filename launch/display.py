@@ -127,7 +127,7 @@ class LivePanel:
                 f"{event['loss']:.4f}",
                 f"{_exp(event['loss']):,.2f}",
                 f"{event['learning_rate']:.2e}",
-                f"{event['grad_norm']:.2f}",
+                "overflow" if event["grad_norm"] is None else f"{event['grad_norm']:.2f}",
                 f"{event['tokens_per_second']:,.0f}",
                 f"{event['data_wait_fraction']:.1%}",
                 f"{event['epoch']:.2f}",

@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from launch.chart import Curve, draw_chart, smooth
-from launch.events import number
+from launch.events import Event, number
 from launch.figure import show_bytes, show_fact, show_number, show_share
 from launch.record import YARDSTICKS, Record, describe_status, judge, read_record
 
@@ -185,7 +185,7 @@ _CHARTS = (
     ("train", "learning_rate", "Learning rate", ""),
     ("train", "grad_norm", "Gradient norm", "before clipping"),
     ("train", "tokens_per_second", "Tokens per second", "all processes"),
-    ("train", "data_wait_fraction", "Share of the time spent waiting for data", ""),
+    ("train", "data_wait_fraction", "Time spent waiting for data", "percent"),
 )
 
 
@@ -204,6 +204,8 @@ def _draw_charts(records: Sequence[Record]) -> list[Chart]:
 
 def _curve(record: Record, kind: str, key: str, num_runs: int) -> Curve:
     points = record.events.curve(kind, key)
+    if key == "data_wait_fraction":
+        points = [(step, 100 * value) for step, value in points]
     name = _label(record) if num_runs > 1 else "last"
     if key in ("loss", "grad_norm", "tokens_per_second", "data_wait_fraction"):
         return Curve(name, smooth(points), () if num_runs > 1 else points)
@@ -220,8 +222,7 @@ def _compare_settings(records: Sequence[Record]) -> dict[str, Any] | None:
     rows = [(key, values) for key, values in rows if len(set(values)) > 1 and key != "name"]
     ends = [record.evaluation() for record in records]
     results = [
-        (name, ["" if end is None or number(end, name) is None else show_number(end[name]) for end in ends])
-        for name in ("perplexity", "loss", "accuracy")
+        (name, [_show_metric(end, name) for end in ends]) for name in ("perplexity", "loss", "accuracy")
     ]
     results += _compare_marks(records)
     return {
@@ -230,6 +231,13 @@ def _compare_settings(records: Sequence[Record]) -> dict[str, Any] | None:
         "results": results,
         "is_fair": len({_targets(record) for record in records}) == 1,
     }
+
+
+def _show_metric(event: Event | None, name: str) -> str:
+    value = None if event is None else number(event, name)
+    if value is None:
+        return ""
+    return show_share(value) if name == "accuracy" else show_number(value)
 
 
 def _compare_marks(records: Sequence[Record]) -> list[tuple[str, list[str]]]:

@@ -12,7 +12,17 @@ from types import FrameType
 from typing import IO
 
 from launch.plan import Plan
-from launch.verdict import DEFECT, DONE, REQUEST, UNDER_RUN, Verdict, clear_verdict, has_verdict, read_verdict
+from launch.verdict import (
+    DEFECT,
+    DONE,
+    REQUEST,
+    STOPPED,
+    UNDER_RUN,
+    Verdict,
+    clear_verdict,
+    has_verdict,
+    read_verdict,
+)
 
 
 def execute(plan: Plan, output: Path) -> Verdict:
@@ -34,7 +44,7 @@ def execute(plan: Plan, output: Path) -> Verdict:
     assert process.stderr is not None
     listener = Thread(target=_pass_on, args=(process.stderr, output))
     listener.start()
-    with _signals_forwarded(process):
+    with _signals_forwarded(process) as forwarded:
         exit_code = process.wait()
     listener.join()
     verdict = read_verdict(output)
@@ -42,6 +52,8 @@ def execute(plan: Plan, output: Path) -> Verdict:
         return verdict
     if exit_code == 0:
         return Verdict(DONE, "done")
+    if forwarded:
+        return _stopped(signal.Signals(forwarded[0]).name, output)
     return Verdict(DEFECT, f"the launcher ended with {exit_code} before a trainer could say why; see above")
 
 
@@ -58,15 +70,29 @@ def _pass_on(stderr: IO[bytes], output: Path) -> None:
                 sys.stderr.buffer.flush()
 
 
+def _stopped(signal_name: str, output: Path) -> Verdict:
+    steps = [path.name.removeprefix("checkpoint-") for path in output.glob("checkpoint-*")]
+    newest = max((int(step) for step in steps if step.isdigit()), default=None)
+    if newest is None:
+        return Verdict(
+            STOPPED, f"stopped by {signal_name} before the first checkpoint; the same command starts anew"
+        )
+    return Verdict(STOPPED, f"stopped by {signal_name}; the same command goes on from checkpoint-{newest}")
+
+
 @contextmanager
-def _signals_forwarded(process: subprocess.Popen) -> Iterator[None]:
+def _signals_forwarded(process: subprocess.Popen) -> Iterator[list[int]]:
+    """Hand signals to the process group of a child; the numbers of those that came."""
+    forwarded: list[int] = []
+
     def forward(number: int, _: FrameType | None) -> None:
+        forwarded.append(number)
         if process.poll() is None:
             os.killpg(process.pid, number)
 
     previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield forwarded
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -75,13 +75,13 @@ def train(job: "Job", progress: "Progress", tracker: "Tracker", folder: Path) ->
 
 @dataclass
 class Outcome:
-    """What a step did: sums over all ranks, and the gradient norm before clipping."""
+    """What a step did: sums over all ranks, and the gradient norm before clipping (None: not finite)."""
 
     loss_sum: float
     num_targets: int
     num_rows: int
     num_pieces: int
-    grad_norm: float
+    grad_norm: float | None
     epoch: float
 
 
@@ -114,14 +114,25 @@ def take_step(job: "Job", batch: "StepBatch") -> Outcome:
             job.optimizer.zero_grad()
         loss_sum += output.loss_sum.detach().double()
     total = float(sum_over_ranks(loss_sum))
-    norm = float(grad_norm) if grad_norm is not None else math.nan
-    if not math.isfinite(total) or not math.isfinite(norm):
-        raise RunError(
-            DIVERGED,
-            f"the loss is {total / num_targets} and the gradient norm {norm}: training diverged; the last "
-            f"checkpoint is untouched. Try a lower training.learning_rate or a longer warmup",
-        )
+    norm = check_finite(total / num_targets, float(grad_norm or 0.0), job.plan.precision)
     return Outcome(total, num_targets, num_rows, num_pieces, norm, batch.epoch)
+
+
+def check_finite(loss: float, grad_norm: float, precision: str) -> float | None:
+    """The gradient norm; None where fp16 overflowed, which its loss scaling answers by skipping the step.
+
+    Raises:
+        RunError: the loss is not finite, or the norm is not and there is no loss scaling.
+    """
+    if math.isfinite(loss) and math.isfinite(grad_norm):
+        return grad_norm
+    if math.isfinite(loss) and precision == "fp16":
+        return None
+    raise RunError(
+        DIVERGED,
+        f"the loss is {loss} and the gradient norm {grad_norm}: training diverged; the last checkpoint is "
+        "untouched. Try a lower training.learning_rate or a longer warmup",
+    )
 
 
 def clip(job: "Job") -> "Tensor | float":

@@ -65,11 +65,13 @@ def test_the_live_panel_shows_the_last_step_and_keeps_evaluations():
     panel.show(EVAL)
     panel.show(TRAIN)
     panel.show({**TRAIN, "step": 11, "loss": 1.0})
+    panel.show({**TRAIN, "step": 12, "grad_norm": None})
     panel.close()
     text = out.getvalue()
+    assert "overflow" in text
     assert "my-recipe" in text
     assert "evaluation: loss 1.5000" in text
-    assert "11/100" in text
+    assert "12/100" in text
     assert "12,346" in text
 
 

@@ -143,6 +143,7 @@ def test_several_runs_are_compared(tmp_path):
     assert "model.source" in text
     assert "model.family" not in text
     assert "perplexity 43.0 50.0" in text
+    assert "accuracy 25.0% 25.0%" in text
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.999])
@@ -188,6 +189,18 @@ def test_of_events_that_stand_twice_the_later_one_counts(tmp_path):
 )
 def test_ticks_are_round_numbers_within_the_axis(low, high, is_log, ticks):
     assert Axis(low, high, is_log).ticks() == pytest.approx(ticks)
+
+
+def test_small_ticks_of_a_learning_rate_read_alike():
+    svg = draw_chart("rate", [Curve("last", [(1, 0.0), (2, 2e-3)])])
+    assert re.findall(r'text-anchor="end">([^<]+)<', svg)[:5] == ["0", "0.0005", "0.001", "0.0015", "0.002"]
+
+
+def test_waiting_for_data_is_drawn_in_percent(tmp_path):
+    page = write_report([make_run(tmp_path / "run")]).read_text(encoding="utf-8")
+    figure = page[page.index("Time spent waiting for data") :]
+    assert "percent" in figure[:200]
+    assert "last: 1.00 at step 100" in figure
 
 
 def test_step_ticks_are_whole():

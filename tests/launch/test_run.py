@@ -64,8 +64,9 @@ def test_a_signal_reaches_the_process_and_its_children(tmp_path):
         "import subprocess, signal, pathlib, sys\n"
         f"child = subprocess.Popen([sys.executable, '-c', {child!r}])\n"
         f"signal.signal(15, lambda *_: pathlib.Path({str(marks[0])!r}).touch())\n"
-        "child.wait()"
+        "child.wait(); sys.exit(9)"
     )
+    (tmp_path / "checkpoint-40").mkdir()
 
     def interrupt():
         while not (tmp_path / "ready").exists():
@@ -73,7 +74,8 @@ def test_a_signal_reaches_the_process_and_its_children(tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    execute(plan_with(python(code)), tmp_path)
+    verdict = execute(plan_with(python(code)), tmp_path)
+    assert verdict == Verdict(143, "stopped by SIGTERM; the same command goes on from checkpoint-40")
     assert all(mark.exists() for mark in marks)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
