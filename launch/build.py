@@ -54,7 +54,9 @@ def build_job(recipe: Recipe, plan: Plan, profile: Profile, store: Store) -> Job
     tokenizer = build_tokenizer(recipe, store)
     model, load_report = build_model(recipe, store, tokenizer)
     if plan.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # The newer name came within transformers 5; the older one warns there.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     optimizer = optim.build_optimizer(model, recipe.training, hf.decays)
     prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
     check_model(prepared, plan)
