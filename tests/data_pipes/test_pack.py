@@ -82,7 +82,7 @@ def test_rows_do_not_depend_on_how_documents_are_batched(documents, row_length, 
 
 
 @settings(max_examples=300, deadline=None)
-@given(DOCUMENTS, st.integers(3, 40))
+@given(st.lists(st.lists(st.integers(1, 40), max_size=8), max_size=8), st.integers(3, 60))
 def test_a_word_is_cut_only_if_it_is_longer_than_a_row(documents, row_length):
     word_of_piece = [
         number for number, word in enumerate(w for words in documents for w in words) for _ in range(word)
@@ -126,6 +126,12 @@ def test_empty_documents_and_empty_batches_give_nothing():
     assert pack_batches([[], [2], []], [], 8) == [
         [(CLS, True, True), (10, True, False), (11, False, False), (SEP, True, False)]
     ]
+
+
+def test_a_word_that_does_not_fit_the_rest_of_a_row_is_moved_whole_to_the_next():
+    # 40 - 6 - 2 = 32 pieces of room: worth starting a document, but not by a part of its first word.
+    rows = pack_batches([[4], [35]], [], 40)
+    assert [len(row) for row in rows] == [6, 37]
 
 
 def test_a_word_longer_than_a_row_begins_anew_in_each():

@@ -67,6 +67,14 @@ def test_a_literal_mask_in_the_text_is_spelt_out(folder):
     assert tokenizer.decode(ids) == "a [MASK] reef"
 
 
+def test_the_model_itself_prefers_letters_to_a_special_name(folder):
+    # Without PieceEncoder, which also renames them: what other users of the saved folder get.
+    backend = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    backend.encode_special_tokens = True
+    ids = backend.encode("a [MASK] reef", add_special_tokens=False).ids
+    assert not set(ids) & set(range(5))
+
+
 @pytest.mark.parametrize(
     ("vocab_size", "reason"), [(50_000, "Vocabulary size too high"), (10, "Vocabulary size is smaller than")]
 )
