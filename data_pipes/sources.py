@@ -195,12 +195,14 @@ def _count_characters(texts: pa.StringArray) -> int:
 
 def _sample_file(path: Path, source: TextSource | JsonlSource) -> tuple[int, int, float]:
     """Documents, characters and the share of the file that they stand for."""
+    if path.stat().st_size == 0:
+        return 0, 0, 1.0
     with path.open("rb") as raw:
         try:
             data = unpack(raw, path).read(SAMPLE_BYTES)
         except UNPACK_ERRORS as error:
             raise SourceError(f"{path} cannot be read: {error}; fetch it again") from error
-        share = min(1.0, raw.tell() / max(1, path.stat().st_size))
+        share = min(1.0, raw.tell() / path.stat().st_size)
     is_whole = len(data) < SAMPLE_BYTES
     end = len(data) if is_whole else data.rfind(b"\n") + 1
     if isinstance(source, TextSource) and source.unit == "file":

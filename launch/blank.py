@@ -48,6 +48,7 @@ class Words:
 
     def read(self, text: str) -> Row:
         """The text as pieces. ValueError: nothing is hidden, or it is too long."""
+        text = text.replace(self._tokenizer.mask_token, _MASK)
         spans = [match.span() for match in re.finditer(re.escape(_MASK), text)]
         if not spans:
             raise ValueError(

@@ -89,6 +89,11 @@ def find_profile(
     if gpu_memory_gb is not None or compute_capability is not None:
         if gpu_memory_gb is None or compute_capability is None:
             raise ProfileError("an own GPU is described by both --gpu-memory-gb and --compute-capability")
+        if gpu_memory_gb <= 0 or compute_capability < 3:
+            raise ProfileError(
+                f"an own GPU wants --gpu-memory-gb above 0 and --compute-capability of at least 3, given "
+                f"{gpu_memory_gb:g} and {compute_capability:g}"
+            )
         gpu = Gpu(memory_gb=gpu_memory_gb, compute_capability=compute_capability)
         tokens = max(512, int(gpu_memory_gb / 11 * 4096))
         summary = f"a GPU of {gpu_memory_gb:g} GB, compute capability {compute_capability}"

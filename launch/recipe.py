@@ -96,9 +96,9 @@ class Training(Part):
 
     global_batch: int = Field(ge=1)
     """Rows in one optimizer step, over all devices and micro-batches."""
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(None, ge=1, le=10**9)
     """With `epochs` too, the run ends at whichever comes first."""
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0, le=100_000)
     learning_rate: float = Field(ge=0, le=1)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """After the warmup: to zero at the last step in a line or a half cosine, or not at all."""

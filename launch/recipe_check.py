@@ -86,8 +86,7 @@ def _describe_all(error: ValidationError, section: str, raw: dict, lines: dict[t
 
 def _describe(error: ErrorDetails, section: str, raw: dict, lines: dict[tuple, int]) -> Problem:
     given = (section, *error["loc"])
-    path = tuple(_real_path(given, raw))
-    beside, field = _schema_at(given)
+    path, beside, field = _locate(given, raw)
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         return _unknown_key(path, beside, lines)
@@ -147,44 +146,42 @@ def _wanted(schema: Any) -> str:
 
 
 def _bound(constraint: Any) -> list[str]:
-    words = [
-        f"{text} {getattr(constraint, key):g}" for key, text in _BOUNDS.items() if hasattr(constraint, key)
-    ]
+    limits = [(text, getattr(constraint, key)) for key, text in _BOUNDS.items() if hasattr(constraint, key)]
+    words = [f"{text} {limit:,}" if isinstance(limit, int) else f"{text} {limit:g}" for text, limit in limits]
     if isinstance(constraint, annotated_types.MinLen):
         words.append("that is not empty")
     pattern = getattr(constraint, "pattern", None)
     return [*words, f"that matches {pattern}"] if pattern else words
 
 
-def _real_path(given: Sequence[int | str], raw: Any) -> list[int | str]:
-    """Drop from a pydantic location what is no key of the file: union tags and type names."""
-    path: list[int | str] = []
-    place = raw
-    for index, part in enumerate(given):
-        items: Any = dict(enumerate(place)) if isinstance(place, list) else place
-        if isinstance(items, dict) and part in items:
-            place = items[part]
-        elif index < len(given) - 1 or not (isinstance(place, dict) and isinstance(part, str)):
-            continue
-        path.append(part)
-    return path
+def _locate(given: Sequence[int | str], raw: Any) -> tuple[tuple, list[str], FieldInfo | None]:
+    """What a pydantic location means in the file.
 
-
-def _schema_at(given: Sequence[int | str]) -> tuple[list[str], FieldInfo | None]:
-    """The known keys beside a pydantic location, and its own field where there is one."""
+    Returns:
+        The key path, without the tags and type names that pydantic puts between; the known keys beside its
+        last key; and the field, where there is one.
+    """
     models: list[type[BaseModel]] = [Recipe]
     field: FieldInfo | None = None
     beside: list[str] = []
-    for part in given:
+    path: list[int | str] = []
+    place = raw
+    for index, part in enumerate(given):
         narrowed = [model for model in models if _tag(model) == part]
-        if narrowed:
+        if narrowed and len(models) > 1:
             models = narrowed
-        elif isinstance(part, str) and models:
+            continue
+        if isinstance(part, str) and models:
             beside = [name for model in models for name in model.model_fields]
             fields = [model.model_fields[part] for model in models if part in model.model_fields]
             field = fields[0] if fields else field
-            models = [model for f in fields for model in _models_in(f.annotation)]
-    return beside, field
+            models = [model for found in fields for model in _models_in(found.annotation)]
+        items: Any = dict(enumerate(place)) if isinstance(place, list) else place
+        is_key = isinstance(items, dict) and part in items
+        if is_key or (index == len(given) - 1 and isinstance(place, dict) and isinstance(part, str)):
+            place = items[part] if is_key else None
+            path.append(part)
+    return tuple(path), beside, field
 
 
 def _tag(model: type[BaseModel]) -> str | None:

@@ -1,8 +1,9 @@
 """The data section of a recipe: sources, cleaning rules, rows."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Part(BaseModel):
@@ -100,6 +101,12 @@ class LengthRule(Part):
     min: int = Field(1, ge=0)
     max: int | None = Field(None, ge=1)
 
+    @model_validator(mode="after")
+    def _check_order(self) -> "LengthRule":
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"max {self.max} is below min {self.min}, so that no document is kept")
+        return self
+
 
 class AlphabetRule(Part):
     """Keep documents made of these characters only."""
@@ -107,6 +114,15 @@ class AlphabetRule(Part):
     kind: Literal["alphabet"]
     characters: str = Field(min_length=1)
     """The inside of a regular expression's character class: `a-z0-9.-`."""
+
+    @field_validator("characters")
+    @classmethod
+    def _check_class(cls, characters: str) -> str:
+        try:
+            re.compile(f"[{characters}]")
+        except re.error as error:
+            raise ValueError(f"{characters!r} is no character class: {error}") from error
+        return characters
 
 
 CleanRule = Annotated[

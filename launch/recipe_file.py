@@ -34,8 +34,11 @@ def find_recipe(reference: str, beside: Path | None = None) -> Path:
     places = [Path(reference), *([beside / reference, beside / f"{reference}.yaml"] if beside else [])]
     places.append(RECIPES / f"{reference.removesuffix('.yaml')}.yaml")
     for place in places:
-        if place.is_file():
-            return place
+        try:
+            if place.is_file():
+                return place
+        except OSError:  # no file can have such a name
+            continue
     names = [path.stem for path in shipped_recipes()]
     near = difflib.get_close_matches(Path(reference).stem, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else f"; shipped recipes: {', '.join(names)}"
@@ -62,7 +65,8 @@ def read_recipe(reference: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         if problem:
             problems.append(problem)
         else:
-            lines.pop(tuple(text.partition("=")[0].split(".")), None)
+            key = tuple(text.partition("=")[0].split("."))
+            lines = {path: line for path, line in lines.items() if path[: len(key)] != key}
     recipe, more = check_recipe(raw, lines)
     if recipe is None or problems:
         raise RecipeError(str(path), [*problems, *more])
@@ -102,8 +106,12 @@ def _extend(raw: dict, path: Path, problems: list[Problem]) -> dict:
     if not isinstance(raw["extends"], str):
         problems.append(Problem("extends", f"wants the name or path of a recipe, not {raw['extends']!r}"))
         return raw
-    parent_path = find_recipe(raw["extends"], beside=path.parent)
-    parent, _ = _read_mapping(parent_path)
+    try:
+        parent_path = find_recipe(raw["extends"], beside=path.parent)
+        parent, _ = _read_mapping(parent_path)
+    except RecipeError as error:
+        problems += [Problem("extends", f"{error.name}: {problem}") for problem in error.problems]
+        return raw
     if parent.get("extends") is not None:
         problems.append(
             Problem(

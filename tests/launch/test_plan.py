@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.hardware import load_profiles
+from launch.corpus import measure_corpus
+from launch.hardware import ProfileError, find_profile, load_profiles
 from launch.plan import Corpus, Options, make_plan
 from launch.recipe_file import read_recipe, shipped_recipes
 
@@ -145,6 +146,38 @@ def test_every_shipped_recipe_plans_on_every_profile(recipe, profile):
     assert (plan.num_evaluations or 0) >= 5
     assert (plan.num_saves or 0) >= 5
     assert rows_of_a_step(plan) == plan.global_batch
+
+
+@pytest.mark.parametrize(("memory", "capability"), [(-1, 7.5), (0, 8.0), (24, 2.0), (24, None)])
+def test_an_own_gpu_that_cannot_be_is_a_profile_error(memory, capability):
+    with pytest.raises(ProfileError, match="own GPU"):
+        find_profile("", memory, capability)
+
+
+def text_recipe(tmp_path, *overrides, lines=200):
+    (tmp_path / "corpus.txt").write_text("the quick brown fox jumps over the lazy dog\n" * lines)
+    source = f"data.sources=[{{kind: text, path: {tmp_path / 'corpus.txt'}}}]"
+    return read_recipe(TINY, [source, "data.evaluation_share=0.1", *overrides])
+
+
+def test_an_estimate_knows_limit_and_packing(tmp_path):
+    whole = measure_corpus(text_recipe(tmp_path))
+    limited = measure_corpus(text_recipe(tmp_path, "data.limit=50"))
+    unpacked = measure_corpus(text_recipe(tmp_path, "data.packing=false"))
+    assert whole.origin == limited.origin == unpacked.origin == "estimated"
+    # 180 documents of 43 characters, 3.2 to a piece, in rows of 64
+    assert whole.num_rows == pytest.approx(180 * 43 / 3.2 / 64, rel=0.05)
+    assert limited.num_rows == pytest.approx((whole.num_rows or 0) / 4, rel=0.1)
+    assert unpacked.num_rows == 180
+
+
+def test_an_empty_file_is_a_corpus_of_nothing(tmp_path):
+    assert measure_corpus(text_recipe(tmp_path, lines=0)).problem == "the sources hold no document"
+
+
+def test_a_cache_that_cannot_be_written_does_not_stop_a_plan(tmp_path, monkeypatch):
+    monkeypatch.setenv("MASKWRIGHT_CACHE", "/proc/nowhere")
+    assert "cannot be looked at" in (measure_corpus(text_recipe(tmp_path)).problem or "")
 
 
 def test_a_zero_profile_takes_its_stage_from_the_deepspeed_file():

@@ -50,13 +50,13 @@ def test_ten_mistakes_in_one_file_are_reported_at_once_with_place_and_remedy():
         "model.dropout": "wanted a number at least 0 and below 1, or null, given 1.5",
         "tokenizer": "wants both kind and vocab_size",
         "data.sources.0": "unknown kind 'txt'; known kinds: 'text'",
-        "data.row_length": "at least 8 and at most 16384, given 4",
+        "data.row_length": "at least 8 and at most 16,384, given 4",
         "objective.masking.rate": "above 0 and below 1, given 15",
         "objective.masking.replace": "sum to 1",
         "training.global_batch": "at least 1, given 0",
         "training.learning_rat": "did you mean learning_rate?",
         "training.learning_rate": "is missing",
-        "training.max_steps": 'a whole number at least 1, or null, given "10"',
+        "training.max_steps": 'a whole number at least 1 and at most 1,000,000,000, or null, given "10"',
         "evaluation.every": "at least 1, or epoch, given 0",
         "checkpoint.keep": "at least 2, given 1",
         "precission": "did you mean precision?",
@@ -66,6 +66,38 @@ def test_ten_mistakes_in_one_file_are_reported_at_once_with_place_and_remedy():
         assert text in found[key].message, key
     assert found["data.row_length"].line == 7
     assert found["precission"].line == 15
+
+
+def test_every_mistake_of_a_source_has_its_own_place(tmp_path):
+    """`package` is a kind of source and a key of it: the one must not be taken for the other."""
+    source = "{kind: package, package: a, version: 1.0, sha256: zz, membr: x, format: nope}"
+    found = problems(write(tmp_path, SMALL), [f"data.sources=[{source}]"])
+    assert set(found) == {
+        f"data.sources.0.{key}" for key in ("version", "sha256", "membr", "member", "format")
+    }
+    assert all(problem.line is None for problem in found.values())
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        ('{kind: alphabet, characters: "z-a"}', "no character class"),
+        ("{kind: length, min: 9, max: 3}", "max 3 is below min 9"),
+    ],
+)
+def test_a_cleaning_rule_that_cannot_work_is_refused(rule, text, tmp_path):
+    found = problems(write(tmp_path, SMALL), [f"data.clean=[{rule}]"])
+    assert any(text in problem.message for problem in found.values())
+
+
+def test_a_parent_that_is_not_there_is_a_problem_of_extends(tmp_path):
+    child = write(tmp_path, "name: child\nextends: nowhere\n", "child.yaml")
+    assert "nowhere" in problems(child)["extends"].message
+
+
+def test_a_name_that_no_file_can_have_is_a_missing_recipe():
+    with pytest.raises(RecipeError, match="no such file"):
+        find_recipe("x" * 5000)
 
 
 @pytest.mark.parametrize(
