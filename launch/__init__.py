@@ -17,7 +17,8 @@ The working half:
     train                   the loop; start reading here
     world, engine           what a launcher started; an Accelerator that is what was planned
     build, optim            settings become objects
-    evaluate, checkpoint    frozen masks; whole or absent
+    evaluate                the frozen masks
+    checkpoint, manifest    whole or absent; stop: a signal ends the run with one
     opening, track, display what is logged, and what a person sees
     folder, record, events  the run folder, written and read
     report, chart, figure   one HTML file

@@ -1,11 +1,13 @@
 """Build: a recipe's settings become objects. The only place where configuration turns into things."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch.optim import Optimizer
 from transformers import AutoTokenizer, CanineTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,6 +20,7 @@ from launch.engine import build_accelerator, check_model
 from launch.hardware import Profile
 from launch.plan import Plan
 from launch.recipe import Recipe
+from launch.stop import StopFlag
 from launch.verdict import REQUEST, RunError
 from modeling import hf
 from modeling.canine import CanineForMaskedLM, row_slots
@@ -32,6 +35,7 @@ class Job:
         model: as prepared by Accelerate (DDP, a DeepSpeed engine, or itself).
         bare_model: the Hugging Face model inside it.
         load_report: what a loaded checkpoint brought; None from scratch.
+        stop: whether a signal asked to stop.
     """
 
     recipe: Recipe
@@ -45,6 +49,7 @@ class Job:
     feed: Feed
     frozen: FrozenBatches
     load_report: hf.LoadReport | None
+    stop: StopFlag = field(default_factory=StopFlag)
 
 
 def build_job(recipe: Recipe, plan: Plan, profile: Profile, store: Store) -> Job:
@@ -122,7 +127,7 @@ def build_model(
             torch.manual_seed(recipe.training.seed)
             model, report = hf.load(wanted.family, wanted.source, **arguments)
         _check_rows(recipe, model)
-    except (ValueError, OSError) as error:
+    except (ValueError, TypeError, OSError, SafetensorError, StrictDataclassError) as error:
         raise RunError(REQUEST, f"model {wanted.source}: {error}") from error
     return model, report
 

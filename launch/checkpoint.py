@@ -6,24 +6,27 @@ A checkpoint folder is a Hugging Face folder (`model.safetensors`, config, token
 
 import hashlib
 import json
-import os
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data_pipes.packages import hash_stream
+from data_pipes.store import Store
 from launch.build import Job
 from launch.evaluate import Score
+from launch.manifest import commit_folder, find_damage
 from launch.recipe import Recipe
 from launch.verdict import MACHINE, RESUME, RunError
 from modeling import hf
 
-MANIFEST = "manifest.json"
 _TRAINING = "training"
 _DEEPSPEED = "engine"
 
@@ -37,6 +40,7 @@ class Progress:
         best_step, best_value: the best evaluation so far, by the stopping metric (else the loss).
         num_stale: evaluations since the last improvement.
         best_reported: the value that improvements are measured from.
+        resumed_from: the step of the checkpoint that this session started from.
     """
 
     step: int = 0
@@ -44,6 +48,7 @@ class Progress:
     best_value: float | None = None
     num_stale: int = 0
     best_reported: float | None = None
+    resumed_from: int | None = None
 
     def at(self, step: int) -> "Progress":
         """The same, some steps later."""
@@ -78,42 +83,81 @@ def recipe_key(recipe: Recipe) -> str:
 
 
 def save_checkpoint(job: Job, progress: Progress, folder: Path) -> Path:
-    """Write `folder/checkpoint-<step>` and remove what the recipe no longer keeps. All ranks call it."""
+    """Write `folder/checkpoint-<step>` and remove what the recipe no longer keeps. All ranks call it.
+
+    Raises:
+        RunError: it could not be written; nothing was removed.
+    """
     accelerator = job.accelerator
     place = folder / f"checkpoint-{progress.step}"
     draft = folder / f".checkpoint-{progress.step}.partial"
-    if accelerator.is_main_process:
-        shutil.rmtree(draft, ignore_errors=True)
-        (draft / _TRAINING).mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    if job.plan.zero_stage is not None:
-        job.model.save_checkpoint(str(draft / _TRAINING / _DEEPSPEED), tag="state")  # pyright: ignore[reportCallIssue]
-    elif accelerator.is_main_process:
-        torch.save(job.optimizer.state_dict(), draft / _TRAINING / "optimizer.pt")
-    torch.save(_random_states(), draft / _TRAINING / f"random-{accelerator.process_index}.pt")
-    _save_model(job, draft)
-    if accelerator.is_main_process:
-        keys = {"recipe_key": recipe_key(job.recipe), "data_key": job.store.manifest["key"]}
-        state = {**asdict(progress), **keys, "world_size": job.plan.world_size}
-        (draft / _TRAINING / "progress.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        _commit(draft, place)
-        _rotate(folder, job.recipe.checkpoint.keep, {progress.best_step})
-    accelerator.wait_for_everyone()
+    with _writing(place):
+        if accelerator.is_main_process:
+            shutil.rmtree(draft, ignore_errors=True)
+            (draft / _TRAINING).mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        _save_training(job, progress, draft / _TRAINING)
+        _save_model(job, draft)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            commit_folder(draft, place)
+            protected = {progress.step, progress.best_step, progress.resumed_from}
+            _rotate(folder, job.recipe.checkpoint.keep, protected)
+        accelerator.wait_for_everyone()
     return place
 
 
 def save_model(job: Job, place: Path) -> None:
-    """Write the model as a Hugging Face folder (RUN/best, RUN/final), replacing an older one as a whole."""
+    """Write the model as a Hugging Face folder (RUN/best, RUN/final), replacing an older one as a whole.
+
+    Raises:
+        RunError: it could not be written; an older one is as it was.
+    """
     draft = place.with_name(f".{place.name}.partial")
-    if job.accelerator.is_main_process:
-        shutil.rmtree(draft, ignore_errors=True)
-    job.accelerator.wait_for_everyone()
-    _save_model(job, draft)
-    if job.accelerator.is_main_process:
-        _commit(draft, place)
-    job.accelerator.wait_for_everyone()
+    with _writing(place):
+        if job.accelerator.is_main_process:
+            shutil.rmtree(draft, ignore_errors=True)
+        job.accelerator.wait_for_everyone()
+        _save_model(job, draft)
+        if job.accelerator.is_main_process:
+            commit_folder(draft, place)
+        job.accelerator.wait_for_everyone()
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """Stop with a clear word: a full disk shows as OSError, RuntimeError (torch) or SafetensorError."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(
+            MACHINE, f"{place} could not be written ({reason}); older ones are untouched"
+        ) from error
+
+
+def _save_training(job: Job, progress: Progress, folder: Path) -> None:
+    """Optimizer, loss scale and random states of all ranks, and the progress."""
+    accelerator = job.accelerator
+    if job.plan.zero_stage is not None:
+        job.model.save_checkpoint(str(folder / _DEEPSPEED), tag="state")  # pyright: ignore[reportCallIssue]
+    elif accelerator.is_main_process:
+        scaler = accelerator.scaler
+        state = {"optimizer": job.optimizer.state_dict(), "scaler": scaler and scaler.state_dict()}
+        torch.save(state, folder / "optimizer.pt")
+    torch.save(_random_states(), folder / f"random-{accelerator.process_index}.pt")
+    if accelerator.is_main_process:
+        keys = {"recipe_key": recipe_key(job.recipe), "data_key": job.store.manifest["key"]}
+        state = {**asdict(progress), **keys, "world_size": job.plan.world_size}
+        (folder / "progress.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+
+def set_aside_newer(folder: Path, step: int) -> None:
+    """Rename the checkpoints after a step that a run starts anew from: they are of a course it has left."""
+    for place in find_checkpoints(folder):
+        number = int(place.name.removeprefix("checkpoint-"))
+        if number > step:
+            place.rename(folder / f"left-{number}-{int(time.time())}")
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
@@ -154,26 +198,6 @@ def choose_checkpoint(folder: Path, resume: str) -> Path | None:
     return None
 
 
-def find_damage(place: Path) -> str | None:
-    """What is wrong with a checkpoint, by its manifest; None: it is whole."""
-    try:
-        manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-        files: dict[str, dict[str, Any]] = manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"its manifest cannot be read ({error})"
-    if not files:
-        return "its manifest is empty"
-    for name, wanted in files.items():
-        path = place / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != wanted["bytes"]:
-            return f"{name} has {path.stat().st_size:,} bytes, not {wanted['bytes']:,}"
-        if _hash_file(path) != wanted["sha256"]:
-            return f"{name} was changed after it was written"
-    return None
-
-
 def load_checkpoint(job: Job, place: Path) -> Progress:
     """Put a checkpoint's state into a job that was just built; the progress to go on from.
 
@@ -181,19 +205,7 @@ def load_checkpoint(job: Job, place: Path) -> Progress:
         RunError: it belongs to another recipe or other text, or its shards to another number of processes.
     """
     training = place / _TRAINING
-    state = json.loads((training / "progress.json").read_text(encoding="utf-8"))
-    if state.pop("recipe_key") != recipe_key(job.recipe):
-        raise RunError(
-            RESUME,
-            f"{place} was written under another recipe (see {place.parent}/recipe.resolved.yaml); "
-            "restore it, or train in another --output",
-        )
-    if state.pop("data_key") != job.store.manifest["key"]:
-        raise RunError(
-            RESUME,
-            f"{place} was trained on other text than {job.recipe.name} has now; restore it, or train in "
-            "another --output",
-        )
+    state = check_keys(job.recipe, job.store, place)
     world_size = state.pop("world_size")
     if job.plan.zero_stage is not None:
         if world_size != job.plan.world_size:
@@ -209,11 +221,36 @@ def load_checkpoint(job: Job, place: Path) -> Progress:
         if not (training / "optimizer.pt").is_file():
             raise RunError(RESUME, f"{place} was written under ZeRO; resume it with the same profile")
         _load_weights(job, load_file(place / "model.safetensors"))
-        job.optimizer.load_state_dict(torch.load(training / "optimizer.pt", weights_only=True))
+        saved = torch.load(training / "optimizer.pt", weights_only=True)
+        job.optimizer.load_state_dict(saved["optimizer"])
+        if job.accelerator.scaler is not None and saved["scaler"] is not None:
+            job.accelerator.scaler.load_state_dict(saved["scaler"])
     own_states = training / f"random-{job.accelerator.process_index}.pt"
     if world_size == job.plan.world_size and own_states.exists():
         _set_random_states(torch.load(own_states, weights_only=True))
-    return Progress(**state)
+    return Progress(**{**state, "resumed_from": state["step"]})
+
+
+def check_keys(recipe: Recipe, store: Store, place: Path) -> dict[str, Any]:
+    """The state of a checkpoint, which must be of this recipe and this text.
+
+    Raises:
+        RunError: it is of others.
+    """
+    state = json.loads((place / _TRAINING / "progress.json").read_text(encoding="utf-8"))
+    if state.pop("recipe_key") != recipe_key(recipe):
+        raise RunError(
+            RESUME,
+            f"{place} was written under another recipe (see {place.parent}/recipe.resolved.yaml); "
+            "restore it, or train in another --output",
+        )
+    if state.pop("data_key") != store.manifest["key"]:
+        raise RunError(
+            RESUME,
+            f"{place} was trained on other text than {recipe.name} has now; restore it, or train in "
+            "another --output",
+        )
+    return state
 
 
 def _load_weights(job: Job, weights: dict[str, Tensor]) -> None:
@@ -233,43 +270,10 @@ def _save_model(job: Job, place: Path) -> None:
         hf.save(job.bare_model, place, job.tokenizer, state_dict=weights)
 
 
-def _commit(draft: Path, place: Path) -> None:
-    """Hash and flush every file of a draft, then give it its name."""
-    names = sorted(str(path.relative_to(draft)) for path in draft.rglob("*") if path.is_file())
-    files = {
-        name: {"bytes": (draft / name).stat().st_size, "sha256": _hash_file(draft / name)} for name in names
-    }
-    (draft / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
-    for path in [*draft.rglob("*"), draft]:
-        _flush(path)
-    old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        place.rename(old)
-    draft.rename(place)
-    _flush(place.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        raise RunError(MACHINE, f"{path} could not be flushed to disk: {error}") from error
-    finally:
-        os.close(descriptor)
-
-
 def _rotate(folder: Path, keep: int, protected_steps: set[int | None]) -> None:
     for place in find_checkpoints(folder)[keep:]:
         if int(place.name.removeprefix("checkpoint-")) not in protected_steps:
             shutil.rmtree(place)
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hash_stream(file)
 
 
 def _random_states() -> dict[str, Any]:

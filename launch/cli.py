@@ -14,7 +14,7 @@ from launch.verdict import REQUEST, RunError
 
 EXIT_CODES = """exit codes:
   0 done   1 a defect of ours   2 the request is wrong   3 the machine lacks something
-  4 nothing usable to resume from   5 diverged   6 a rank was lost   7 the folder is in use   143 stopped"""
+  4 nothing usable to resume from   5 diverged   143 stopped by a signal"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.command import command_text
+from launch.events import read_events
 from launch.recipe_file import resolved_yaml
 
 if TYPE_CHECKING:
@@ -26,6 +27,12 @@ def write_run_files(folder: Path, job: "Job") -> None:
         draft = folder / f".{name}.partial"
         draft.write_text(text, encoding="utf-8")
         draft.replace(folder / name)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run came to its end."""
+    marks = read_events(folder / "metrics.jsonl").marks
+    return bool(marks) and marks[-1]["kind"] == "end" and (folder / "final").is_dir()
 
 
 def finish_folder(folder: Path) -> Path:

@@ -18,9 +18,11 @@ from launch.verdict import (
     REQUEST,
     STOPPED,
     UNDER_RUN,
+    RunError,
     Verdict,
     clear_verdict,
     has_verdict,
+    make_folder,
     read_verdict,
 )
 
@@ -38,8 +40,10 @@ def execute(plan: Plan, output: Path) -> Verdict:
         wanted = ", ".join(open_names)
         return Verdict(REQUEST, f"a run on {plan.nodes} machines wants {wanted} in the environment of each")
     command = [environment[word[1:]] if word.startswith("$") else word for word in plan.command]
-    output.mkdir(parents=True, exist_ok=True)
-    clear_verdict(output)
+    try:
+        clear_verdict(make_folder(output))
+    except RunError as error:
+        return error.verdict
     process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE)
     assert process.stderr is not None
     listener = Thread(target=_pass_on, args=(process.stderr, output))

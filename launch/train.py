@@ -21,10 +21,12 @@ from launch.verdict import (
     DIVERGED,
     DONE,
     REQUEST,
+    STOPPED,
     UNDER_RUN,
     RunError,
     Verdict,
     clear_verdict,
+    make_folder,
     write_verdict,
 )
 from launch.world import World, check_gpu, has_cuda_driver
@@ -65,10 +67,14 @@ def train(job: "Job", progress: "Progress", tracker: "Tracker", folder: Path) ->
         if evaluations.is_due(progress.step) or progress.step == last_step:
             progress = evaluate_and_keep_best(job, progress, tracker, folder)
         is_over = progress.step == last_step or is_stale(job, progress)
-        if saves.is_due(progress.step) or is_over:
+        if saves.is_due(progress.step) or is_over or outcome.is_asked_to_stop:
             tracker.log("save", progress.step, path=str(save_checkpoint(job, progress, folder)))
         if is_over:
             break
+        if outcome.is_asked_to_stop:
+            raise RunError(
+                STOPPED, f"stopped by a signal; the same command goes on from step {progress.step:,}"
+            )
         watch.go_on()
     return progress
 
@@ -83,6 +89,7 @@ class Outcome:
     num_pieces: int
     grad_norm: float | None
     epoch: float
+    is_asked_to_stop: bool
 
 
 def take_step(job: "Job", batch: "StepBatch") -> Outcome:
@@ -99,8 +106,9 @@ def take_step(job: "Job", batch: "StepBatch") -> Outcome:
     from launch.engine import sum_over_ranks
 
     accelerator, device = job.accelerator, job.accelerator.device
-    counts = torch.tensor([batch.num_targets, batch.num_rows, batch.num_pieces], dtype=torch.float64)
-    num_targets, num_rows, num_pieces = (int(n) for n in sum_over_ranks(counts.to(device)).tolist())
+    own = [batch.num_targets, batch.num_rows, batch.num_pieces, job.stop.is_asked]
+    counts = sum_over_ranks(torch.tensor(own, dtype=torch.float64, device=device))
+    num_targets, num_rows, num_pieces, num_asked = (int(n) for n in counts.tolist())
     scale = accelerator.gradient_accumulation_steps * accelerator.num_processes / num_targets
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     grad_norm = None
@@ -115,7 +123,7 @@ def take_step(job: "Job", batch: "StepBatch") -> Outcome:
         loss_sum += output.loss_sum.detach().double()
     total = float(sum_over_ranks(loss_sum))
     norm = check_finite(total / num_targets, float(grad_norm or 0.0), job.plan.precision)
-    return Outcome(total, num_targets, num_rows, num_pieces, norm, batch.epoch)
+    return Outcome(total, num_targets, num_rows, num_pieces, norm, batch.epoch, num_asked > 0)
 
 
 def check_finite(loss: float, grad_norm: float, precision: str) -> float | None:
@@ -206,52 +214,59 @@ def run(request: Request, world: World) -> Verdict:
     from transformers.utils.logging import disable_progress_bar
 
     from launch.build import build_job
-    from launch.checkpoint import Progress, choose_checkpoint, load_checkpoint, save_model
-    from launch.folder import write_run_files
+    from launch.checkpoint import (
+        Progress,
+        check_keys,
+        choose_checkpoint,
+        load_checkpoint,
+        save_model,
+        set_aside_newer,
+    )
+    from launch.folder import is_finished, write_run_files
     from launch.opening import describe_start, fill_samples
     from launch.track import Tracker
 
     folder = request.output
-    if request.resume == "auto" and (folder / "final").is_dir():
-        return Verdict(DONE, f"the run in {folder} is done already; name another --output to train again")
+    start = choose_checkpoint(folder, request.resume)
+    if start and request.resume == "auto" and is_finished(folder):
+        check_keys(request.recipe, store, start)
+        return close_run(folder, world.rank == 0, f"the run in {folder} is done already")
     disable_progress_bar()  # a bar for each saved file would tear the display
     job = build_job(request.recipe, plan, request.profile, store)
-    start = choose_checkpoint(folder, request.resume)
     progress = load_checkpoint(job, start) if start else Progress()
     is_main = job.accelerator.is_main_process
     if is_main:
         write_run_files(folder, job)
+        set_aside_newer(folder, progress.step)
     job.accelerator.wait_for_everyone()
     display = open_display(request.recipe.name, plan.num_steps or 0, progress.step) if is_main else None
-    resumed_step = progress.step if start else None
-    with Tracker(
-        folder,
-        is_main=is_main,
-        display=display,
-        report_to=request.recipe.report_to,
-        resumed_step=resumed_step,
-    ) as tracker:
+    with (
+        job.stop,
+        Tracker(
+            folder,
+            is_main=is_main,
+            display=display,
+            report_to=request.recipe.report_to,
+            resumed_step=progress.step if start else None,
+        ) as tracker,
+    ):
         describe_start(job, tracker, progress)
         progress = train(job, progress, tracker, folder)
         fill_samples(job, tracker, progress.step)
         save_model(job, folder / "final")
-        reason = "patience" if progress.step < (plan.num_steps or 0) else "steps"
-        tracker.log("end", progress.step, reason=reason)
-    return close_run(job, progress, folder, reason)
+        is_early = progress.step < (plan.num_steps or 0)
+        tracker.log("end", progress.step, reason="patience" if is_early else "steps")
+    early = " (stopped early: no better evaluation within the patience)" if is_early else ""
+    return close_run(folder, is_main, f"{progress.step:,} steps{early}")
 
 
-def close_run(job: "Job", progress: "Progress", folder: Path, reason: str) -> Verdict:
+def close_run(folder: Path, is_main: bool, message: str) -> Verdict:
     """Write the model cards and the report; say how it went in one line."""
     from launch.folder import finish_folder
 
-    if job.accelerator.is_main_process:
+    if is_main:
         finish_folder(folder)
-    job.accelerator.wait_for_everyone()
-    early = " (stopped early: no better evaluation within the patience)" if reason == "patience" else ""
-    return Verdict(
-        DONE,
-        f"{progress.step:,} steps{early}; model in {folder / 'final'}, report in {folder / 'report.html'}",
-    )
+    return Verdict(DONE, f"{message}; model in {folder / 'final'}, report in {folder / 'report.html'}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -263,13 +278,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_arguments(parser)
     arguments = parse(parser, argv)
-    folder = Path(arguments.output) if arguments.output else None
+    folder = None
     try:
         world = World.find()
         if arguments.devices is None and world.launched:
             arguments.devices, arguments.nodes = world.local_size, max(1, world.size // world.local_size)
         request = Request.of(arguments, default_profile=world.default_profile(has_cuda_driver()))
-        folder = request.output
+        folder = make_folder(request.output)
         if UNDER_RUN not in os.environ and world.rank == 0:
             clear_verdict(folder)
         if request.profile.gpu is None:

@@ -8,7 +8,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-DONE, DEFECT, REQUEST, MACHINE, RESUME, DIVERGED, RANK_LOST, HELD, STOPPED = 0, 1, 2, 3, 4, 5, 6, 7, 143
+DONE, DEFECT, REQUEST, MACHINE, RESUME, DIVERGED, STOPPED = 0, 1, 2, 3, 4, 5, 143
 _NAME = "verdict.json"
 UNDER_RUN = "MASKWRIGHT_UNDER_RUN"
 """Set for trainers that `maskwright run` starts: it prints their verdict, they need not."""
@@ -30,9 +30,26 @@ class RunError(Exception):
         self.verdict = Verdict(exit_code, message)
 
 
+def make_folder(folder: Path) -> Path:
+    """Make a run folder that can be written to.
+
+    Raises:
+        RunError: it cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunError(
+            MACHINE, f"the run folder {folder} cannot be used: {error}; name another --output"
+        ) from error
+    return folder
+
+
 def write_verdict(folder: Path, verdict: Verdict) -> None:
     """Leave the verdict in a run folder. The first rank that fails is the one that knows why."""
-    folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f".{_NAME}.{os.getpid()}"
     draft.write_text(json.dumps(asdict(verdict)) + "\n", encoding="utf-8")
     try:

@@ -3,9 +3,16 @@ import shutil
 
 import pytest
 
-from launch import checkpoint
-from launch.checkpoint import Progress, choose_checkpoint, find_checkpoints, find_damage, recipe_key
+from launch import checkpoint, manifest
+from launch.checkpoint import (
+    Progress,
+    choose_checkpoint,
+    find_checkpoints,
+    recipe_key,
+    set_aside_newer,
+)
 from launch.evaluate import Score
+from launch.manifest import commit_folder, find_damage
 from launch.recipe_file import read_recipe
 from launch.verdict import RunError
 
@@ -16,7 +23,7 @@ def make_checkpoint(folder, step):
     (draft / "model.safetensors").write_bytes(bytes(range(256)) * 64)
     (draft / "training" / "progress.json").write_text(json.dumps({"step": step}))
     place = folder / f"checkpoint-{step}"
-    checkpoint._commit(draft, place)
+    commit_folder(draft, place)
     return place
 
 
@@ -106,6 +113,22 @@ def test_checkpoints_are_ordered_by_step_and_rotated_without_the_protected(tmp_p
     }
 
 
+def test_checkpoints_of_a_course_that_was_left_are_set_aside_and_kept(tmp_path):
+    for step in (2, 4, 6):
+        make_checkpoint(tmp_path, step)
+    set_aside_newer(tmp_path, 2)
+    assert [place.name for place in find_checkpoints(tmp_path)] == ["checkpoint-2"]
+    left = sorted(path.name.rsplit("-", 1)[0] for path in tmp_path.glob("left-*"))
+    assert left == ["left-4", "left-6"]
+
+
+@pytest.mark.parametrize("error", [OSError("no space"), RuntimeError("enforce fail at inline_container.cc")])
+def test_a_disk_that_fails_is_exit_3_whatever_it_looks_like(error, tmp_path):
+    with pytest.raises(RunError, match="could not be written") as caught, checkpoint._writing(tmp_path / "x"):
+        raise error
+    assert caught.value.verdict.exit_code == 3
+
+
 def test_a_save_that_fails_leaves_the_old_folder_as_it_was(tmp_path, monkeypatch):
     place = make_checkpoint(tmp_path, 5)
     draft = tmp_path / ".draft"
@@ -115,9 +138,9 @@ def test_a_save_that_fails_leaves_the_old_folder_as_it_was(tmp_path, monkeypatch
     def fail(_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(checkpoint, "_flush", fail)
+    monkeypatch.setattr(manifest, "_flush", fail)
     with pytest.raises(OSError, match="no space"):
-        checkpoint._commit(draft, place)
+        commit_folder(draft, place)
     assert find_damage(place) is None
 
 

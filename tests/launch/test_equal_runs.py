@@ -97,6 +97,32 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(profile, tmp_path):
     assert all((ours[name] == theirs[name]).all() for name in theirs)
 
 
+@pytest.mark.parametrize("profile", ["cpu", "cpu-2proc"])
+def test_a_stopped_run_saves_where_it_is_and_goes_on_from_there(profile, straight, tmp_path):
+    folder = tmp_path / "stopped"
+    command = [sys.executable, "-m", "launch", "run", CANINE, "--output", str(folder), *QUICK[CANINE]]
+    command += ["training.max_steps=50", "evaluation.every=25", "checkpoint.every=25", "--profile", profile]
+    process = subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (
+        (folder / "metrics.jsonl").exists() and '"step": 3,' in (folder / "metrics.jsonl").read_text()
+    ):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert "stopped by a signal" in errors
+    assert "Traceback" not in errors
+    assert find_trainers(folder) == []
+    (saved,) = folder.glob("checkpoint-*")
+    assert 3 <= int(saved.name.removeprefix("checkpoint-")) < 25, "the signal came too late for this test"
+    resumed = run_recipe(folder, CANINE, "--profile", profile)
+    assert [event["step"] for event in resumed.events("train")] == list(range(1, 51))
+    assert resumed.losses() == pytest.approx(straight[CANINE].losses(), rel=0 if profile == "cpu" else 1e-5)
+
+
 def wait_for(path, process):
     deadline = time.monotonic() + 120
     while not path.exists():

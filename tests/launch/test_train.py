@@ -155,7 +155,8 @@ def test_unusable_data_is_exit_code_2_without_a_traceback(sources, words, tmp_pa
 
 
 def test_divergence_stops_the_run_with_exit_code_5_and_the_last_checkpoint_whole(tmp_path):
-    from launch.checkpoint import find_checkpoints, find_damage
+    from launch.checkpoint import find_checkpoints
+    from launch.manifest import find_damage
 
     recipe = write_recipe(tmp_path, "[{kind: text, path: HERE/corpus.txt}]")
     arguments = ["training.learning_rate=1", "training.betas=[0, 0]", "training.eps=1e-30"]
@@ -185,6 +186,8 @@ def test_early_stopping_ends_the_run_before_its_last_step(tmp_path):
 def test_a_changed_recipe_does_not_resume_the_old_run(tmp_path):
     recipe = write_recipe(tmp_path, "[{kind: text, path: HERE/corpus.txt}]")
     assert run_raw(tmp_path / "run", recipe).exit_code == 0
+    finished = run_raw(tmp_path / "run", recipe, "training.learning_rate=3e-3")
+    assert finished.exit_code == 4
     shutil.rmtree(tmp_path / "run" / "final")
     changed = run_raw(tmp_path / "run", recipe, "training.learning_rate=2e-3")
     assert changed.exit_code == 4
@@ -195,3 +198,20 @@ def test_a_changed_recipe_does_not_resume_the_old_run(tmp_path):
     assert "trained on other text" in other.stderr
     never = run_raw(tmp_path / "run", recipe, "--resume", "never")
     assert never.exit_code == 4
+
+
+def test_a_run_folder_that_cannot_be_made_is_exit_code_3(tmp_path):
+    recipe = write_recipe(tmp_path, "[{kind: text, path: HERE/corpus.txt}]")
+    (tmp_path / "file").write_text("in the way")
+    ran = run_raw(tmp_path / "file", recipe)
+    assert ran.exit_code == 3
+    assert "name another --output" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_data_without_anything_to_evaluate_on_is_exit_code_2(tmp_path):
+    recipe = write_recipe(tmp_path, "[{kind: text, path: HERE/corpus.txt}]")
+    ran = run_raw(tmp_path / "run", recipe, "data.evaluation_share=1e-9")
+    assert ran.exit_code == 2
+    assert "no document fell to the evaluation" in ran.stderr
+    assert "Traceback" not in ran.stderr

@@ -1,0 +1,65 @@
+"""Folders that are whole or absent: a manifest of sizes and hashes, flushed and renamed into place."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from data_pipes.files import hash_stream
+from launch.verdict import MACHINE, RunError
+
+MANIFEST = "manifest.json"
+
+
+def commit_folder(draft: Path, place: Path) -> None:
+    """Hash and flush every file of a draft, then give it its name."""
+    names = sorted(str(path.relative_to(draft)) for path in draft.rglob("*") if path.is_file())
+    files = {
+        name: {"bytes": (draft / name).stat().st_size, "sha256": _hash_file(draft / name)} for name in names
+    }
+    (draft / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
+    for path in [*draft.rglob("*"), draft]:
+        _flush(path)
+    old = place.with_name(f".{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.rename(old)
+    draft.rename(place)
+    _flush(place.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def find_damage(place: Path) -> str | None:
+    """What is wrong with a checkpoint, by its manifest; None: it is whole."""
+    try:
+        manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        files: dict[str, dict[str, Any]] = manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its manifest cannot be read ({error})"
+    if not files:
+        return "its manifest is empty"
+    for name, wanted in files.items():
+        path = place / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != wanted["bytes"]:
+            return f"{name} has {path.stat().st_size:,} bytes, not {wanted['bytes']:,}"
+        if _hash_file(path) != wanted["sha256"]:
+            return f"{name} was changed after it was written"
+    return None
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise RunError(MACHINE, f"{path} could not be flushed to disk: {error}") from error
+    finally:
+        os.close(descriptor)
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hash_stream(file)
