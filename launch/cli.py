@@ -9,7 +9,7 @@ from pathlib import Path
 from launch.hardware import ProfileError, load_profiles
 from launch.recipe_check import RecipeError
 from launch.recipe_file import json_schema, read_recipe, shipped_recipes
-from launch.request import Request, add_arguments, parse
+from launch.request import OVERRIDE_HELP, Request, add_arguments, parse, positive
 from launch.verdict import REQUEST, RunError
 
 EXIT_CODES = """exit codes:
@@ -80,15 +80,29 @@ def _add_data(add: Callable[..., argparse.ArgumentParser]) -> None:
         "data", _data, "prepare a recipe's data, or show what is masked", "data preview RECIPE --rows 5"
     )
     steps = data.add_subparsers(title="steps", metavar="STEP", required=True)
-    prepare = steps.add_parser("prepare", help="read, clean, split and tokenise once; later runs reuse it")
-    preview = steps.add_parser("preview", help="rows with their hidden words or characters")
-    for step in (prepare, preview):
+    for name, summary, example in (
+        ("prepare", "read, clean, split and tokenise once; later runs reuse it", "prepare my-recipe.yaml"),
+        (
+            "preview",
+            "rows with their hidden words or characters",
+            "preview my-recipe.yaml --rows 3 data.limit=1000",
+        ),
+    ):
+        step = steps.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"example:\n  maskwright data {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         step.add_argument("recipe", help="a recipe file, or the name of a shipped recipe")
-        step.add_argument("overrides", nargs="*", metavar="key=value")
-    preview.add_argument("--rows", type=int, default=5, metavar="N", help="how many rows; default 5")
-    preview.add_argument("--json", action="store_true", help="one JSON object a line")
-    prepare.set_defaults(step="prepare")
-    preview.set_defaults(step="preview")
+        step.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDE_HELP)
+        step.set_defaults(step=name)
+        if name == "preview":
+            step.add_argument(
+                "--rows", type=positive, default=5, metavar="N", help="how many rows; default 5"
+            )
+            step.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
 def _add_model_verbs(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -97,23 +111,25 @@ def _add_model_verbs(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     evaluate.add_argument("model", help="a model folder, or a run folder")
     evaluate.add_argument("recipe", help="the recipe whose evaluation rows and masks are used")
-    evaluate.add_argument("overrides", nargs="*", metavar="key=value")
-    evaluate.add_argument("--json", action="store_true")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDE_HELP)
+    evaluate.add_argument("--json", action="store_true", help="print an object")
     fill = add("fill", _fill, "fill [MASK] (words) or _ (characters)", 'fill runs/NAME/final "goo_le.com"')
     fill.add_argument("model", help="a model folder, or a run folder")
-    fill.add_argument("texts", nargs="+", metavar="TEXT")
-    fill.add_argument("--top", type=int, default=5, metavar="K", help="candidates a place; default 5")
-    fill.add_argument("--json", action="store_true")
+    fill.add_argument("texts", nargs="+", metavar="TEXT", help="with hidden places; several at once are fine")
+    fill.add_argument("--top", type=positive, default=5, metavar="K", help="candidates a place; default 5")
+    fill.add_argument("--json", action="store_true", help="print a list of objects")
     report = add("report", _report, "one self-contained HTML file", "report runs/NAME")
-    report.add_argument("runs", nargs="+", metavar="RUN")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="a run folder; several are compared")
     report.add_argument(
         "--output",
         metavar="FILE",
         help="default: report.html in the run folder; for several, comparison.html in the first",
     )
     export = add("export", _export, "a Hugging Face folder with a model card", "export runs/NAME my-encoder")
-    export.add_argument("run", metavar="RUN")
-    export.add_argument("folder", metavar="DIR")
+    export.add_argument(
+        "run", metavar="RUN", help="a run folder: its final model, else its best, else its newest"
+    )
+    export.add_argument("folder", metavar="DIR", help="a new or an empty folder")
 
 
 def _plan(arguments: argparse.Namespace) -> int:

@@ -13,6 +13,9 @@ from launch.hardware import Profile, detect_profile, find_profile
 from launch.plan import Options, Plan, make_plan
 from launch.recipe import Recipe
 from launch.recipe_file import read_recipe
+from launch.verdict import REQUEST, RunError
+
+OVERRIDE_HELP = "dotted.key=value, put on the recipe; the value is YAML"
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Request:
             default_profile: taken where the arguments name none; else the machine is looked at.
 
         Raises:
-            RecipeError, ProfileError: they cannot be used.
+            RecipeError, ProfileError, RunError: they cannot be used.
         """
         recipe = read_recipe(arguments.recipe, arguments.overrides)
         if arguments.gpu_memory_gb is None and arguments.compute_capability is None and not arguments.profile:
@@ -53,6 +56,8 @@ class Request:
         )
         output = Path(arguments.output or Path("runs") / recipe.name)
         resume = arguments.resume
+        if resume not in ("auto", "never") and not Path(resume).is_dir():
+            raise RunError(REQUEST, f"--resume {resume}: wanted auto, never, or the folder of a checkpoint")
         overrides = tuple(arguments.overrides)
         return cls(arguments.recipe, recipe, profile, options, output, resume, overrides)
 
@@ -73,14 +78,12 @@ class Request:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the recipe, the options and the overrides, spelt the same for every command."""
     parser.add_argument("recipe", help="a recipe file, or the name of a shipped recipe")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="dotted.key=value, put on the recipe"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDE_HELP)
     where = parser.add_argument_group("hardware (what is absent, the plan decides)")
     where.add_argument("--profile", help="a name from `maskwright profiles`; default: this machine's")
-    where.add_argument("--devices", type=_positive, metavar="N", help="processes on one machine")
-    where.add_argument("--nodes", type=_positive, default=1, metavar="M", help="machines")
-    where.add_argument("--micro-batch", type=_positive, metavar="N", help="rows on one device at a time")
+    where.add_argument("--devices", type=positive, metavar="N", help="processes on one machine")
+    where.add_argument("--nodes", type=positive, default=1, metavar="M", help="machines")
+    where.add_argument("--micro-batch", type=positive, metavar="N", help="rows on one device at a time")
     where.add_argument("--checkpointing", choices=["on", "off"], help="gradient checkpointing")
     where.add_argument("--attention", metavar="KERNEL", help="attention kernel: auto or eager")
     where.add_argument(
@@ -107,7 +110,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     return arguments
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"wanted a whole number of at least 1, given {text}")
