@@ -230,7 +230,8 @@ def run(request: Request, world: World) -> Verdict:
     start = choose_checkpoint(folder, request.resume)
     if start and request.resume == "auto" and is_finished(folder):
         check_keys(request.recipe, store, start)
-        return close_run(folder, world.rank == 0, f"the run in {folder} is done already")
+        has_report = (folder / "report.html").exists()
+        return close_run(folder, world.rank == 0 and not has_report, f"the run in {folder} is done already")
     disable_progress_bar()  # a bar for each saved file would tear the display
     job = build_job(request.recipe, plan, request.profile, store)
     progress = load_checkpoint(job, start) if start else Progress()
