@@ -40,7 +40,7 @@ class Progress:
         best_step, best_value: the best evaluation so far, by the stopping metric (else the loss).
         num_stale: evaluations since the last improvement.
         best_reported: the value that improvements are measured from.
-        resumed_from: the step of the checkpoint that this session started from.
+        resumed_from: the step of the checkpoint that this process started from.
     """
 
     step: int = 0

@@ -37,7 +37,7 @@ def open_display(name: str, num_steps: int, first_step: int) -> Display:
 
 
 class _Pace:
-    """Steps a second and what is left, from the steps of this session."""
+    """Steps a second and what is left, from the steps of this process."""
 
     def __init__(self, num_steps: int, first_step: int):
         self.num_steps, self.first_step = num_steps, first_step
