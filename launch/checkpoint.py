@@ -22,7 +22,7 @@ from torch import Tensor
 from data_pipes.store import Store
 from launch.build import Job
 from launch.evaluate import Score
-from launch.manifest import commit_folder, find_damage
+from launch.manifest import commit_folder, find_checkpoints, find_damage
 from launch.recipe import Recipe
 from launch.verdict import MACHINE, RESUME, RunError
 from modeling import hf
@@ -91,19 +91,21 @@ def save_checkpoint(job: Job, progress: Progress, folder: Path) -> Path:
     accelerator = job.accelerator
     place = folder / f"checkpoint-{progress.step}"
     draft = folder / f".checkpoint-{progress.step}.partial"
-    with _writing(place):
-        if accelerator.is_main_process:
+    if accelerator.is_main_process:
+        with _writing(place):
             shutil.rmtree(draft, ignore_errors=True)
             (draft / _TRAINING).mkdir(parents=True)
-        accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
+    with _writing(place):
         _save_training(job, progress, draft / _TRAINING)
         _save_model(job, draft)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        with _writing(place):
             commit_folder(draft, place)
             protected = {progress.step, progress.best_step, progress.resumed_from}
             _rotate(folder, job.recipe.checkpoint.keep, protected)
-        accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
     return place
 
 
@@ -114,19 +116,22 @@ def save_model(job: Job, place: Path) -> None:
         RunError: it could not be written; an older one is as it was.
     """
     draft = place.with_name(f".{place.name}.partial")
+    if job.accelerator.is_main_process:
+        shutil.rmtree(draft, ignore_errors=True)
+    job.accelerator.wait_for_everyone()
     with _writing(place):
-        if job.accelerator.is_main_process:
-            shutil.rmtree(draft, ignore_errors=True)
-        job.accelerator.wait_for_everyone()
         _save_model(job, draft)
         if job.accelerator.is_main_process:
             commit_folder(draft, place)
-        job.accelerator.wait_for_everyone()
+    job.accelerator.wait_for_everyone()
 
 
 @contextmanager
 def _writing(place: Path) -> Iterator[None]:
-    """Stop with a clear word: a full disk shows as OSError, RuntimeError (torch) or SafetensorError."""
+    """Stop with a clear word: a full disk shows as OSError, RuntimeError (torch) or SafetensorError.
+
+    Waiting for other ranks stays outside: a lost one shows as RuntimeError too.
+    """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -158,13 +163,6 @@ def set_aside_newer(folder: Path, step: int) -> None:
         number = int(place.name.removeprefix("checkpoint-"))
         if number > step:
             place.rename(folder / f"left-{number}-{int(time.time())}")
-
-
-def find_checkpoints(folder: Path) -> list[Path]:
-    """The committed checkpoints of a run, newest first; whether they are whole is not looked at."""
-    numbered = [(path.name.removeprefix("checkpoint-"), path) for path in folder.glob("checkpoint-*")]
-    steps = [(int(number), path) for number, path in numbered if number.isdigit() and path.is_dir()]
-    return [path for _, path in sorted(steps, reverse=True)]
 
 
 def choose_checkpoint(folder: Path, resume: str) -> Path | None:

@@ -30,6 +30,13 @@ def commit_folder(draft: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def find_checkpoints(folder: Path) -> list[Path]:
+    """The committed checkpoints of a run, newest first; whether they are whole is not looked at."""
+    numbered = [(path.name.removeprefix("checkpoint-"), path) for path in folder.glob("checkpoint-*")]
+    steps = [(int(number), path) for number, path in numbered if number.isdigit() and path.is_dir()]
+    return [path for _, path in sorted(steps, reverse=True)]
+
+
 def find_damage(place: Path) -> str | None:
     """What is wrong with a checkpoint, by its manifest; None: it is whole."""
     try:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from launch.blank import Characters, Row, Words
+from launch.manifest import find_checkpoints
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -69,9 +70,7 @@ def find_model(folder: Path) -> Path:
     Raises:
         ValueError: there is none.
     """
-    steps = [(path.name.removeprefix("checkpoint-"), path) for path in folder.glob("checkpoint-*")]
-    newest_first = [p for _, p in sorted(((int(n), p) for n, p in steps if n.isdigit()), reverse=True)]
-    for place in (folder, folder / "final", folder / "best", *newest_first):
+    for place in (folder, folder / "final", folder / "best", *find_checkpoints(folder)):
         if (place / "config.json").is_file() and any(place.glob("model*.safetensors")):
             return place
     problem = "holds no model" if folder.is_dir() else "is not a folder"

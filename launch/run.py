@@ -11,6 +11,7 @@ from threading import Thread
 from types import FrameType
 from typing import IO
 
+from launch.manifest import find_checkpoints
 from launch.plan import Plan
 from launch.verdict import (
     DEFECT,
@@ -75,13 +76,12 @@ def _pass_on(stderr: IO[bytes], output: Path) -> None:
 
 
 def _stopped(signal_name: str, output: Path) -> Verdict:
-    steps = [path.name.removeprefix("checkpoint-") for path in output.glob("checkpoint-*")]
-    newest = max((int(step) for step in steps if step.isdigit()), default=None)
-    if newest is None:
+    found = find_checkpoints(output)
+    if not found:
         return Verdict(
             STOPPED, f"stopped by {signal_name} before the first checkpoint; the same command starts anew"
         )
-    return Verdict(STOPPED, f"stopped by {signal_name}; the same command goes on from checkpoint-{newest}")
+    return Verdict(STOPPED, f"stopped by {signal_name}; the same command goes on from {found[0].name}")
 
 
 @contextmanager

@@ -122,7 +122,8 @@ def take_step(job: "Job", batch: "StepBatch") -> Outcome:
             job.optimizer.zero_grad()
         loss_sum += output.loss_sum.detach().double()
     total = float(sum_over_ranks(loss_sum))
-    norm = check_finite(total / num_targets, float(grad_norm or 0.0), job.plan.precision)
+    found = math.nan if grad_norm is None else float(grad_norm)
+    norm = check_finite(total / num_targets, found, job.plan.precision)
     return Outcome(total, num_targets, num_rows, num_pieces, norm, batch.epoch, num_asked > 0)
 
 
