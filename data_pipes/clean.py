@@ -51,7 +51,7 @@ def apply_rules(batch: Batch, rules: list[Rule], dropped: Counter) -> Batch:
     """
     for rule in [*rules, EMPTY]:
         if rule.change is not None:
-            batch = Batch(rule.change(batch.texts), batch.groups, batch.split, batch.is_damaged)
+            batch = batch.with_texts(rule.change(batch.texts))
         if rule.keep is not None:
             batch = keep_documents(batch, rule.keep(batch.texts), rule.reason, dropped)
     return batch
@@ -71,8 +71,7 @@ def keep_documents(batch: Batch, keep: pa.Array, reason: str, dropped: Counter) 
     if num_dropped == 0:
         return batch
     dropped[reason] += num_dropped
-    groups = None if batch.groups is None else batch.groups.filter(keep)
-    return Batch(batch.texts.filter(keep), groups, batch.split, batch.is_damaged[mask])
+    return batch.filter(mask)
 
 
 def _build_length_rule(min: int = 1, max: int | None = None) -> Rule:

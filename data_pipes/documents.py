@@ -3,7 +3,7 @@
 Shapes: D documents in a batch, N code points in all of them.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -29,12 +29,14 @@ class Batch:
         groups: Arrow strings [D] that decide the split, or None where the text itself decides.
         split: "auto" lets the hash decide, the others are an explicit choice.
         is_damaged: bool [D], true where a lone surrogate was replaced by U+FFFD.
+        carried: further columns [D] that a reader was asked to bring along, by name.
     """
 
     texts: pa.StringArray
     groups: pa.StringArray | None = None
     split: Split = "auto"
     is_damaged: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    carried: dict[str, pa.StringArray] = field(default_factory=dict)
 
     def __post_init__(self):
         if len(self.is_damaged) != len(self.texts):
@@ -48,7 +50,19 @@ class Batch:
     def head(self, num_documents: int) -> "Batch":
         """The first documents."""
         groups = None if self.groups is None else self.groups[:num_documents]
-        return Batch(self.texts[:num_documents], groups, self.split, self.is_damaged[:num_documents])
+        carried = {name: column[:num_documents] for name, column in self.carried.items()}
+        return Batch(self.texts[:num_documents], groups, self.split, self.is_damaged[:num_documents], carried)
+
+    def filter(self, is_kept: np.ndarray) -> "Batch":
+        """The documents where is_kept (bool [D]) is true."""
+        mask = pa.array(is_kept)
+        groups = None if self.groups is None else self.groups.filter(mask)
+        carried = {name: column.filter(mask) for name, column in self.carried.items()}
+        return Batch(self.texts.filter(mask), groups, self.split, self.is_damaged[is_kept], carried)
+
+    def with_texts(self, texts: pa.StringArray) -> "Batch":
+        """The same documents after a change of their texts."""
+        return replace(self, texts=texts)
 
     @classmethod
     def from_strings(
