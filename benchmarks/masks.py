@@ -1,4 +1,4 @@
-"""What whole-word masking does to a text: `python -m benchmarks.masks FILE.jsonl[.xz]`.
+"""What masking by words does to a text: `python -m benchmarks.masks FILE.jsonl[.xz]`.
 
 Trains a Unigram vocabulary on the text, packs it into rows, hides words in 2,000 of them and prints the
 realised rate, rows without a target, words hidden in part, and how often words are hidden by their number of
@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("text", type=Path, help="JSON lines")
     parser.add_argument("--text-key", default="text")
     parser.add_argument("--group-key", help="key of the publication")
+    parser.add_argument("--kind", choices=["whole_word", "span"], default="whole_word")
     parser.add_argument("--rate", type=float, default=0.15)
     parser.add_argument("--seed", type=int, default=42)
     chosen = parser.parse_args(arguments)
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows = store.train.take(row_ids)
     randoms = np.setdiff1d(np.arange(len(tokenizer), dtype=np.uint32), specials)
     mask_piece = int(tokenizer.mask_token_id)  # pyright: ignore[reportArgumentType]
-    masking = Masking("whole_word", chosen.rate, mask_piece, randoms, specials)
+    masking = Masking(chosen.kind, chosen.rate, mask_piece, randoms, specials)
     hidden = hide(rows, masking, row_ids=row_ids, epochs=0, seed=chosen.seed)
     report(rows, hidden.is_target, np.isin(rows.pieces, specials), chosen.rate)
 

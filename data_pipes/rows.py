@@ -43,10 +43,27 @@ class Rows:
 
     def take(self, indices: np.ndarray) -> "Rows":
         """Copy the named rows, in the given order."""
-        lengths = self.lengths[indices]
+        # Not by `lengths`, which would be made for all rows: half the time of taking 256 of 200,000.
+        lengths = self.offsets[1:][indices] - self.offsets[indices]
         offsets = np.concatenate(([0], np.cumsum(lengths)))
-        source = np.repeat(self.offsets[indices] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return Rows(self.pieces[source], offsets, self.word_starts[source], self.document_starts[source])
+        source = np.repeat(self.offsets[indices] - offsets[:-1], lengths)
+        source += np.arange(offsets[-1])
+        return Rows(
+            self.pieces.take(source),
+            offsets,
+            self.word_starts.take(source),
+            self.document_starts.take(source),
+        )
+
+    def cut(self, first: int, stop: int) -> "Rows":
+        """Rows first to stop - 1, without copying their pieces."""
+        span = slice(int(self.offsets[first]), int(self.offsets[stop]))
+        return Rows(
+            self.pieces[span],
+            self.offsets[first : stop + 1] - span.start,
+            self.word_starts[span],
+            self.document_starts[span],
+        )
 
 
 class RowSource(Protocol):

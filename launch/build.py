@@ -1,6 +1,9 @@
 """Build: a recipe's settings become objects. The only place where configuration turns into things."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -12,9 +15,16 @@ from torch.optim import Optimizer
 from transformers import AutoTokenizer, CanineTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from data_pipes.collate import MASK_CHARACTER, Layout
-from data_pipes.feed import Feed, FrozenBatches
+from data_pipes.extend import map_new_pieces
+from data_pipes.feed import Feed, FrozenBatches, StepBatch, count_workers
 from data_pipes.masking import Masking
+from data_pipes.mixture import Mixture
+from data_pipes.order import Order, PlainOrder
+from data_pipes.shapes import choose_shapes
 from data_pipes.store import Store
+from data_pipes.stream_order import StreamOrder
+from data_pipes.tokenize import PieceEncoder
+from data_pipes.weights import TermWeights
 from launch import optim
 from launch.engine import build_accelerator, check_model
 from launch.hardware import Profile
@@ -22,6 +32,7 @@ from launch.plan import Plan
 from launch.recipe import Recipe
 from launch.stop import StopFlag
 from launch.verdict import REQUEST, RunError
+from launch.vocabulary import read_terms
 from modeling import hf
 from modeling.canine import CanineForMaskedLM, row_slots
 from modeling.deberta import DebertaForMaskedLM, check_packing
@@ -51,6 +62,12 @@ class Job:
     load_report: hf.LoadReport | None
     stop: StopFlag = field(default_factory=StopFlag)
 
+    def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
+        """This rank's batches of steps first to stop - 1, prepared ahead."""
+        is_cuda = self.accelerator.device.type == "cuda"
+        with closing(self.store.train):  # a stream may be waited for when the run is stopped
+            yield from self.feed.steps(first, stop, num_workers=count_workers(self.plan.devices), pin=is_cuda)
+
 
 def build_job(recipe: Recipe, plan: Plan, profile: Profile, store: Store) -> Job:
     """Build a run on this rank. Model weights depend on the seed only, not on the rank."""
@@ -67,7 +84,8 @@ def build_job(recipe: Recipe, plan: Plan, profile: Profile, store: Store) -> Job
     check_model(prepared, plan)
     # From here on the generators serve dropout only; ranks must not drop the same units.
     torch.manual_seed(recipe.training.seed + accelerator.process_index)
-    layout, seed = build_layout(recipe, tokenizer), recipe.training.seed
+    layout = build_layout(recipe, tokenizer, store, is_cut=(plan.accumulation or 1) > 1)
+    seed = recipe.training.seed
     ranks = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     shared = {"layout": layout, "seed": seed, **ranks}
     return Job(
@@ -81,6 +99,7 @@ def build_job(recipe: Recipe, plan: Plan, profile: Profile, store: Store) -> Job
         tokenizer=tokenizer,
         feed=Feed(
             store.train,
+            order=build_order(recipe, store),
             masking=build_masking(recipe, tokenizer, store),
             global_batch=plan.global_batch,
             micro_batch=plan.micro_batch,
@@ -90,6 +109,7 @@ def build_job(recipe: Recipe, plan: Plan, profile: Profile, store: Store) -> Job
             store.evaluation,
             masking=build_masking(recipe, tokenizer, store, is_frozen=True),
             micro_batch=plan.evaluation_batch,
+            is_even=plan.zero_stage == 3,
             **shared,
         ),
         load_report=load_report,
@@ -125,11 +145,24 @@ def build_model(
         else:
             # A new head is drawn from the global generator while the checkpoint loads.
             torch.manual_seed(recipe.training.seed)
+            if wanted.family == "deberta":
+                arguments["old_pieces"] = find_old_pieces(wanted.source, tokenizer)
             model, report = hf.load(wanted.family, wanted.source, **arguments)
         _check_rows(recipe, model)
     except (ValueError, TypeError, OSError, SafetensorError, StrictDataclassError) as error:
         raise RunError(REQUEST, f"model {wanted.source}: {error}") from error
     return model, report
+
+
+def find_old_pieces(source: str, tokenizer: PreTrainedTokenizerBase) -> dict[int, list[int]]:
+    """The pieces that the model's own tokenizer lacks, and how it cuts them; none if it has no tokenizer."""
+    try:
+        before = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError):
+        return {}
+    old, new = before.get_vocab(), tokenizer.get_vocab()
+    is_extended = all(new.get(piece) == number for piece, number in old.items())
+    return map_new_pieces(before, tokenizer) if is_extended and len(new) > len(old) else {}
 
 
 def _check_rows(recipe: Recipe, model: PreTrainedModel) -> None:
@@ -150,31 +183,76 @@ def _check_rows(recipe: Recipe, model: PreTrainedModel) -> None:
             raise ValueError(f"{error} (data.packing: false)") from error
 
 
-def build_layout(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Layout:
-    """How rows become tensors."""
+def build_layout(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, store: Store, *, is_cut: bool = False
+) -> Layout:
+    """How rows become tensors.
+
+    Args:
+        recipe: of the run.
+        tokenizer: of words.
+        store: whose rows they are.
+        is_cut: steps are cut into several micro-batches; for characters of a few shapes only. A step that is
+            one micro-batch is as long as its longest name anyway, and a few shapes would round that up.
+    """
     if recipe.model.family == "canine":
-        return Layout(kind="characters", row_length=recipe.data.row_length)
+        plain = Layout(kind="characters", row_length=recipe.data.row_length)
+        counts = np.array(store.manifest["length_counts"])
+        counts += np.bincount(store.evaluation.lengths, minlength=len(counts))
+        if not is_cut or recipe.data.streaming:  # longer names may come
+            return plain
+        return replace(plain, shapes=choose_shapes(np.trim_zeros(counts, "b"), plain.count_slots))
     return Layout(kind="words", row_length=recipe.data.row_length, pad_piece=int(tokenizer.pad_token_id))  # pyright: ignore[reportArgumentType]
+
+
+def build_order(recipe: Recipe, store: Store) -> Order:
+    """Which rows each step has.
+
+    Raises:
+        RunError: a weighted source has no row.
+    """
+    seed = recipe.training.seed
+    if recipe.data.streaming:
+        return StreamOrder(store.train, seed)
+    weights = [source.weight for source in recipe.data.sources if source.weight is not None]
+    if not weights:
+        return PlainOrder(store.train.num_rows, seed)
+    try:
+        return Mixture(store.train.summary["source_rows"], weights, seed)
+    except ValueError as error:
+        raise RunError(REQUEST, f"data.sources cannot be mixed: {error}") from error
 
 
 def build_masking(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, store: Store, *, is_frozen: bool = False
 ) -> Masking:
-    """What is hidden: of training rows, or of the evaluation rows whose masks never change."""
+    """What is hidden: of training rows, or of the evaluation rows whose masks never change.
+
+    Raises:
+        RunError: the list of weighted terms cannot be used.
+    """
     wanted = recipe.objective.masking
     rate = wanted.rate if not is_frozen or recipe.evaluation.rate is None else recipe.evaluation.rate
-    shared = {"kind": wanted.kind, "rate": rate, "replace": wanted.replace}
+    shared: dict[str, Any] = {"kind": wanted.kind, "rate": rate, "replace": wanted.replace}
+    shared |= {"mean_span": wanted.mean_span or 3.0, "max_span": wanted.max_span or 10}
     if recipe.model.family == "canine":
         return Masking(
             **shared,
+            suffix=wanted.public_suffix,
             mask_piece=MASK_CHARACTER,
             random_pieces=np.asarray(store.code_points, np.uint32),
             special_pieces=np.array([], np.uint32),
         )
     specials = np.array(sorted(tokenizer.all_special_ids), np.uint32)
     ordinary = np.setdiff1d(np.arange(len(tokenizer), dtype=np.uint32), specials)
+    weights = None
+    if wanted.terms is not None and not is_frozen:
+        weights = TermWeights.build(
+            read_terms(Path(wanted.terms.path)), wanted.terms.factor, PieceEncoder(tokenizer)
+        )
     return Masking(
         **shared,
+        weights=weights,
         mask_piece=int(tokenizer.mask_token_id),  # pyright: ignore[reportArgumentType]
         random_pieces=ordinary,
         special_pieces=specials,

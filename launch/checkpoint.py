@@ -19,7 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from data_pipes.identity import check_identity, write_identity
 from data_pipes.store import Store
+from data_pipes.tokenize import TokenizerError
 from launch.build import Job
 from launch.evaluate import Score
 from launch.manifest import commit_folder, find_checkpoints, find_damage
@@ -204,6 +206,11 @@ def load_checkpoint(job: Job, place: Path) -> Progress:
     """
     training = place / _TRAINING
     state = check_keys(job.recipe, job.store, place)
+    if job.tokenizer.is_fast:
+        try:
+            check_identity(place)
+        except TokenizerError as error:
+            raise RunError(RESUME, f"{error}; restore it, or train in another --output") from error
     world_size = state.pop("world_size")
     if job.plan.zero_stage is not None:
         if world_size != job.plan.world_size:
@@ -266,6 +273,8 @@ def _save_model(job: Job, place: Path) -> None:
     weights: Any = job.accelerator.get_state_dict(job.model)
     if job.accelerator.is_main_process:
         hf.save(job.bare_model, place, job.tokenizer, state_dict=weights)
+        if job.tokenizer.is_fast:  # CANINE's has nothing that could differ
+            write_identity(place, job.tokenizer)
 
 
 def _rotate(folder: Path, keep: int, protected_steps: set[int | None]) -> None:

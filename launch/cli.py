@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from launch.cli_data import add_data, add_vocab
 from launch.hardware import ProfileError, load_profiles
 from launch.recipe_check import RecipeError
 from launch.recipe_file import json_schema, read_recipe, shipped_recipes
@@ -42,7 +43,7 @@ def _build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
     def add(
-        name: str, function: Callable, summary: str, example: str, **more: str
+        name: str, function: Callable | None, summary: str, example: str, **more: str
     ) -> argparse.ArgumentParser:
         verb = verbs.add_parser(
             name,
@@ -70,39 +71,10 @@ def _build_parser() -> argparse.ArgumentParser:
     recipes = add("recipes", _recipes, "the shipped recipes", "recipes")
     recipes.add_argument("--schema", action="store_true", help="print the JSON schema of a recipe file")
     add("profiles", _profiles, "the known hardware", "profiles")
-    _add_data(add)
+    add_data(add)
+    add_vocab(add)
     _add_model_verbs(add)
     return parser
-
-
-def _add_data(add: Callable[..., argparse.ArgumentParser]) -> None:
-    data = add(
-        "data", _data, "prepare a recipe's data, or show what is masked", "data preview RECIPE --rows 5"
-    )
-    steps = data.add_subparsers(title="steps", metavar="STEP", required=True)
-    for name, summary, example in (
-        ("prepare", "read, clean, split and tokenise once; later runs reuse it", "prepare my-recipe.yaml"),
-        (
-            "preview",
-            "rows with their hidden words or characters",
-            "preview my-recipe.yaml --rows 3 data.limit=1000",
-        ),
-    ):
-        step = steps.add_parser(
-            name,
-            help=summary,
-            description=summary,
-            epilog=f"example:\n  maskwright data {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        step.add_argument("recipe", help="a recipe file, or the name of a shipped recipe")
-        step.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDE_HELP)
-        step.set_defaults(step=name)
-        if name == "preview":
-            step.add_argument(
-                "--rows", type=positive, default=5, metavar="N", help="how many rows; default 5"
-            )
-            step.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
 def _add_model_verbs(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -160,7 +132,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run and not plan.errors:
         print(command_text(plan))  # noqa: T201
         return 0
-    if not plan.errors and plan.corpus_origin != "prepared":
+    if not plan.errors and plan.corpus_origin != "prepared" and not request.recipe.data.streaming:
         prepare_with_progress(request.recipe)
         plan = request.plan()
     print_plan(plan, request.recipe)
@@ -187,15 +159,6 @@ def _profiles(_: argparse.Namespace) -> int:
 
     print_table(["profile", "hardware"], [[p.name, p.summary] for p in load_profiles().values()])
     return 0
-
-
-def _data(arguments: argparse.Namespace) -> int:
-    from launch.preview import prepare, preview
-
-    recipe = read_recipe(arguments.recipe, arguments.overrides)
-    if arguments.step == "prepare":
-        return prepare(recipe)
-    return preview(recipe, num_rows=arguments.rows, as_json=arguments.json)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

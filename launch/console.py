@@ -5,7 +5,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from launch.command import command_text
@@ -91,16 +98,29 @@ def print_verdict(verdict: Verdict) -> None:
     )
 
 
-def prepare_with_progress(recipe: Recipe) -> Any:
+def prepare_with_progress(recipe: Recipe, num_workers: int | None = None) -> Any:
     """The recipe's store; while it is built, stderr says what is being done and how far it is."""
-    from launch.corpus import prepare_corpus
+    from launch.corpus import count_documents, prepare_corpus
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} documents"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("opening the data")
+        task = bar.add_task("opening the data", total=None)
+        totals: list[int | None] = []
 
         def show(stage: str, num_documents: int) -> None:
+            if not totals:  # counted only when something is built
+                totals.append(count_documents(recipe))
+            (total,) = totals
             what = {"tokenizer": "reading for the tokenizer", "rows": "reading into rows"}.get(stage, stage)
-            bar.update(task, description=f"{what}: {num_documents:,} documents")
+            # The count of a large file is an estimate from its first part.
+            whole = total and max(total, num_documents)
+            bar.update(task, description=what, completed=num_documents, total=whole)
 
-        return prepare_corpus(recipe, progress=show)
+        return prepare_corpus(recipe, show, num_workers=num_workers)

@@ -1,11 +1,13 @@
 """The corpus of a recipe: its store, and how much is in it."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from launch.plan import Corpus
-from launch.recipe import Recipe
+from launch.recipe import Extension, Recipe
 from launch.recipe_data import Source
 from launch.verdict import MACHINE, REQUEST, RunError
 
@@ -25,11 +27,13 @@ def store_arguments(recipe: Recipe, *, may_download: bool = True) -> dict[str, A
     trains = tokenizer is not None and tokenizer.source == "train"
     folder = None
     if tokenizer is not None and not trains:
-        folder = _find_tokenizer(tokenizer.source, may_download)
+        folder = find_tokenizer(tokenizer.source, may_download)
+        if folder is not None and tokenizer.extend is not None:
+            folder = _find_extended(folder, tokenizer.extend, may_download)
         if folder is None:
             return None
     return {
-        "sources": [_describe_source(source) for source in data.sources],
+        "sources": [describe_source(source) for source in data.sources],
         "clean": [rule.model_dump(exclude_none=True) for rule in data.clean],
         "kind": "characters" if recipe.model.family == "canine" else "words",
         "tokenizer": folder,
@@ -40,23 +44,28 @@ def store_arguments(recipe: Recipe, *, may_download: bool = True) -> dict[str, A
         "packing": data.packing and recipe.model.family != "canine",
         "evaluation_share": data.evaluation_share,
         "limit": data.limit,
+        "normalize": [normalizer.model_dump(exclude_none=True) for normalizer in data.normalize],
+        "near_duplicates": data.near_duplicates and data.near_duplicates.model_dump(),
+        "bad_input": data.bad_input.model_dump(),
+        "rows_per_shard": data.shard_rows if data.streaming else 0,
     }
 
 
-def _describe_source(source: Source) -> dict[str, Any]:
+def describe_source(source: Source) -> dict[str, Any]:
+    """A source as `data_pipes.sources.parse_source` takes it."""
     names = {"package": "name", "list_key": "key"} if source.kind == "package" else {}
     values = source.model_dump(exclude={"licence"}, exclude_none=True)
     return {names.get(key, key): value for key, value in values.items()}
 
 
-def _find_tokenizer(source: str, may_download: bool) -> Path | None:
+def find_tokenizer(source: str, may_download: bool) -> Path | None:
     """The folder of a tokenizer: the one named, or a hub's snapshot."""
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    from data_pipes.prepare import TOKENIZER_FILES
+    from data_pipes.preparation import TOKENIZER_FILES
 
     patterns = ["config.json", *TOKENIZER_FILES]
     try:
@@ -71,6 +80,27 @@ def _find_tokenizer(source: str, may_download: bool) -> Path | None:
         ) from error
 
 
+def _find_extended(folder: Path, extension: Extension, may_build: bool) -> Path | None:
+    """The folder of a tokenizer grown by a list of terms, kept in the cache by the content of both."""
+    from data_pipes.files import find_cache_root, hash_file, hold_lock
+    from data_pipes.preparation import hash_tokenizer
+
+    root = find_cache_root()
+    try:
+        parts = [hash_tokenizer(str(folder), root), hash_file(Path(extension.terms), root), extension.version]
+    except OSError as error:
+        raise RunError(REQUEST, f"tokenizer.extend.terms {extension.terms}: {error}") from error
+    place = root / "tokenizers" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    if place.is_dir() or not may_build:
+        return place if place.is_dir() else None
+    from launch.vocabulary import extend
+
+    with hold_lock(root / "tokenizers" / f"{place.name}.lock"):
+        if not place.is_dir():
+            extend(folder, Path(extension.terms), place, version=extension.version)
+    return place
+
+
 def measure_corpus(recipe: Recipe) -> Corpus:
     """How many training rows there are: counted, else declared, else estimated from file sizes."""
     from data_pipes.prepare import find_store
@@ -81,9 +111,10 @@ def measure_corpus(recipe: Recipe) -> Corpus:
     try:
         arguments = store_arguments(recipe, may_download=False)
         store = find_store(**arguments) if arguments else None
-        if store is not None:
+        # What a stream holds so far must not decide how long the run is: ranks look at different times.
+        if store is not None and not data.streaming:
             return Corpus(store.train.num_rows, store.train.num_pieces, "prepared")
-        estimate = count_estimate([_describe_source(source) for source in data.sources])
+        estimate = count_estimate([describe_source(source) for source in data.sources])
     except SourceError as error:
         problem = f"the corpus is not there yet: {error}"
     except OSError as error:
@@ -93,6 +124,19 @@ def measure_corpus(recipe: Recipe) -> Corpus:
     if estimate is None:
         return Corpus(None, None, "unknown", problem)
     return _estimated(recipe, estimate.num_documents, estimate.num_characters)
+
+
+def count_documents(recipe: Recipe) -> int | None:
+    """Documents that a preparation will read, roughly; None where that cannot be said quickly."""
+    from data_pipes.sources import SourceError, count_estimate
+
+    try:
+        estimate = count_estimate([describe_source(source) for source in recipe.data.sources])
+    except (SourceError, OSError):
+        return None
+    if estimate is None:
+        return None
+    return min(estimate.num_documents, recipe.data.limit or estimate.num_documents)
 
 
 def _declared(recipe: Recipe, problem: str | None) -> Corpus:
@@ -125,8 +169,20 @@ def _find_characters_per_piece(recipe: Recipe) -> float:
     return _CHARACTERS_PER_PIECE_OF_LARGE
 
 
-def prepare_corpus(recipe: Recipe, progress: Callable | None = None) -> Any:
+def prepare_corpus(
+    recipe: Recipe,
+    progress: Callable | None = None,
+    *,
+    num_workers: int | None = None,
+    may_grow: bool = False,
+) -> Any:
     """The recipe's store, prepared if it is not there yet.
+
+    Args:
+        recipe: the recipe.
+        progress: see data_pipes.prepare.prepare_store.
+        num_workers: see there.
+        may_grow: of a streaming recipe, give the store as soon as its first shard is there.
 
     Raises:
         RunError: the sources cannot be used, training and evaluation overlap or one is empty, or the store
@@ -137,10 +193,15 @@ def prepare_corpus(recipe: Recipe, progress: Callable | None = None) -> Any:
     arguments = store_arguments(recipe)
     assert arguments is not None
     try:
-        store = prepare_store(**arguments, progress=progress)
+        if recipe.data.streaming and may_grow:
+            from data_pipes.stream import open_stream
+
+            store = open_stream(**arguments)
+        else:
+            store = prepare_store(**arguments, progress=progress, num_workers=num_workers)
     except ValueError as error:
         raise RunError(REQUEST, f"the data cannot be used: {error}") from error
-    except OSError as error:
+    except (OSError, ModuleNotFoundError) as error:
         raise RunError(MACHINE, f"the data cannot be prepared: {error}") from error
     if store.evaluation.num_rows == 0:
         raise RunError(

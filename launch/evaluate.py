@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from data_pipes.feed import FrozenBatches
+from data_pipes.feed import FrozenBatches, move_batch
 from launch.engine import sum_over_ranks
 
 
@@ -55,8 +55,10 @@ def evaluate(model: nn.Module, frozen: FrozenBatches, device: torch.device) -> S
     model.eval()
     sums = torch.zeros(frozen.num_batches, 3, dtype=torch.float64)
     for number, batch in frozen:
-        output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
+        output = model(**move_batch(batch, device))
         counted = (output.loss_sum, output.num_correct, output.num_targets)
+        if number is None:  # it only kept the ranks together
+            continue
         sums[number] = torch.stack([value.double() for value in counted]).cpu()
     model.train(was_training)
     loss_sum, num_correct, num_targets = sum_over_ranks(sums.to(device)).cpu().sum(dim=0).tolist()

@@ -19,6 +19,7 @@ _KINDS = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
+    "identity.json",
     "vocab.*",
     "merges.txt",
     "spm.model",

@@ -57,7 +57,7 @@ def score_folder(folder: Path, recipe: Recipe) -> Score:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     frozen = FrozenBatches(
         store.evaluation,
-        layout=build_layout(recipe, tokenizer),
+        layout=build_layout(recipe, tokenizer, store),
         masking=build_masking(recipe, tokenizer, store, is_frozen=True),
         seed=recipe.training.seed,
         micro_batch=_ROWS_AT_ONCE,

@@ -2,13 +2,18 @@
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from data_pipes import yardsticks
+from data_pipes.masking import describe_rate
 from launch.build import build_masking, count_classes
 
 if TYPE_CHECKING:
     from launch.build import Job
     from launch.checkpoint import Progress
     from launch.track import Tracker
+
+_RATE_ROWS = 10_000
 
 
 def describe_start(job: "Job", tracker: "Tracker", progress: "Progress") -> None:
@@ -19,6 +24,7 @@ def describe_start(job: "Job", tracker: "Tracker", progress: "Progress") -> None
         tracker.log("resume", progress.step, message=f"going on from step {progress.step:,}")
         return
     _log_data(job, tracker)
+    _log_rate(job, tracker)
     _log_weights(job, tracker)
     _log_yardsticks(job, tracker)
     fill_samples(job, tracker, 0)
@@ -50,6 +56,21 @@ def _log_data(job: "Job", tracker: "Tracker") -> None:
         dropped=manifest["dropped"],
         message=f"data: {train['num_rows']:,} training rows, {evaluation['num_rows']:,} evaluation rows",
     )
+
+
+def _log_rate(job: "Job", tracker: "Tracker") -> None:
+    """What the first rows really hide: the target that every row must have raises the rate of short ones."""
+    rows = job.store.train
+    row_ids = np.arange(min(_RATE_ROWS, rows.num_rows))
+    masking = build_masking(job.recipe, job.tokenizer, job.store)
+    found = describe_rate(
+        rows.take(row_ids), masking, row_ids=row_ids, epochs=0, seed=job.recipe.training.seed
+    )
+    text = f"masks: {found['realised_rate']:.2%} hidden of {found['asked_rate']:.2%} asked"
+    if found["num_short_rows"]:
+        share = found["num_short_rows"] / found["num_rows"]
+        text += f"; {share:.1%} of the rows are so short that their one target is more than that"
+    tracker.log("masks", 0, **found, message=text)
 
 
 def _log_weights(job: "Job", tracker: "Tracker") -> None:

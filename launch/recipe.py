@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from launch.recipe_data import Data, Part
+from launch.recipe_data import Data
+from launch.recipe_part import Part
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
@@ -47,6 +48,15 @@ class Model(Part):
         return self
 
 
+class Extension(Part):
+    """Terms that the tokenizer gets as pieces of their own."""
+
+    terms: str
+    """A list, one term a line (`vocab mine` writes one); `_` for a space."""
+    version: str | None = None
+    """Of the tokenizer; null: one up from that of the source."""
+
+
 class Tokenizer(Part):
     """Where the pieces come from. A character model has no tokenizer section."""
 
@@ -56,6 +66,8 @@ class Tokenizer(Part):
     """For `source: train`."""
     vocab_size: int | None = Field(None, ge=16, le=1_000_000)
     """For `source: train`: pieces, special ones included."""
+    extend: Extension | None = None
+    """New terms as pieces of their own."""
 
     @model_validator(mode="after")
     def _check_training(self) -> "Tokenizer":
@@ -64,17 +76,36 @@ class Tokenizer(Part):
             raise ValueError("source: train wants both kind and vocab_size")
         if self.source != "train" and (self.kind is not None or self.vocab_size is not None):
             raise ValueError(f"kind and vocab_size are for source: train; {self.source!r} brings its own")
+        if self.source == "train" and self.extend is not None:
+            raise ValueError("extend is for a ready tokenizer; one that is trained here learns the terms")
         return self
+
+
+class WeightedTerms(Part):
+    """Listed words are hidden more often, or less, than others; never in the evaluation."""
+
+    path: str
+    """A list, one term a line; `_` for a space."""
+    factor: float = Field(2.0, gt=0, le=100)
+    """A listed word's weight in the draw, where other words have 1."""
 
 
 class Masking(Part):
     """What is hidden from the model."""
 
-    kind: Literal["whole_word", "token", "character"]
+    kind: Literal["whole_word", "token", "span", "character", "character_span"]
+    """`span` hides runs of whole words, `character_span` runs of characters."""
     rate: Rate = 0.15
     """Share of the words (pieces, characters) that are hidden."""
     replace: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Of the hidden: the share that becomes the mask, a random piece, or stays as it is."""
+    mean_span: float | None = Field(None, ge=1)
+    """Spans: their mean length in words or characters (geometric); null: 3."""
+    max_span: int | None = Field(None, ge=1)
+    """Spans: the longest; null: 10."""
+    public_suffix: Literal["any", "never", "always"] = "any"
+    """Domain names: whether `.co.uk` and its kin are hidden like any character, never, or always."""
+    terms: WeightedTerms | None = None
 
     @field_validator("replace")
     @classmethod
@@ -82,6 +113,19 @@ class Masking(Part):
         if any(share < 0 for share in replace) or abs(sum(replace) - 1) > 1e-9:
             raise ValueError(f"wanted three shares that sum to 1, given {list(replace)}")
         return replace
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> "Masking":
+        spans = self.kind in ("span", "character_span")
+        if not spans and (self.mean_span is not None or self.max_span is not None):
+            raise ValueError(f"mean_span and max_span are for spans, not for {self.kind}")
+        if spans and (self.max_span or 10) < (self.mean_span or 3):
+            raise ValueError(f"max_span {self.max_span or 10} is below mean_span {self.mean_span or 3}")
+        if self.public_suffix != "any" and not self.kind.startswith("character"):
+            raise ValueError(f"public_suffix is for domain names in characters, not for {self.kind}")
+        if self.terms is not None and self.kind != "whole_word":
+            raise ValueError(f"terms are for whole_word, not for {self.kind}")
+        return self
 
 
 class Objective(Part):
@@ -202,10 +246,14 @@ def contradictions(parts: dict[str, Part | None]) -> list[tuple[str, str]]:
         found.append(("tokenizer", "a deberta model wants a tokenizer: source: train, a hub id or a folder"))
     if isinstance(objective, Objective):
         kind = objective.masking.kind
-        if characters and kind != "character":
-            found.append(("objective.masking.kind", f"canine hides characters: wanted character, not {kind}"))
-        if not characters and kind == "character":
-            found.append(("objective.masking.kind", "deberta hides pieces: wanted whole_word or token"))
+        if characters != kind.startswith("character"):
+            wanted = "character or character_span" if characters else "whole_word, token or span"
+            found.append(("objective.masking.kind", f"{model.family} wants {wanted}, not {kind}"))
     if isinstance(data, Data) and characters and "packing" in data.model_fields_set and data.packing:
         found.append(("data.packing", "canine takes one document a row; set packing: false"))
+    trains = isinstance(tokenizer, Tokenizer) and tokenizer.source == "train"
+    if isinstance(data, Data) and data.streaming and trains:
+        found.append(
+            ("data.streaming", "a stream is read once, so that no tokenizer can be trained on it first")
+        )
     return found

@@ -1,39 +1,70 @@
-"""The data section of a recipe: sources, cleaning rules, rows."""
+"""The data section of a recipe: sources, rows, and what is done to the text between them."""
 
-import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
+
+from launch.recipe_clean import CleanRule, Normalizer
+from launch.recipe_part import Part
+
+Share = Annotated[float, Field(gt=0)]
 
 
-class Part(BaseModel):
-    """A strict, frozen piece of a recipe; the text under a field is its description in the schema."""
+class Files(Part):
+    """Files of this machine."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class TextSource(Part):
-    """Plain text files, UTF-8."""
-
-    kind: Literal["text"]
     path: str
-    """A file, a folder's glob (`corpus/*.txt`), relative to the working folder."""
-    unit: Literal["line", "paragraph", "file"] = "line"
-    """What one document is."""
+    """A file, a folder, or a glob (`corpus/**/*.txt`), relative to the working folder. `.gz`, `.xz` and
+    `.zst` are unpacked on the way."""
     split: Literal["auto", "train", "evaluation"] = "auto"
     """`auto`: by hash. Otherwise the whole source goes to one side."""
+    weight: Share | None = None
+    """Share of the training rows that come from here, relative to the other weights; null: every row once an
+    epoch. All sources have a weight or none has."""
 
 
-class JsonlSource(Part):
-    """One JSON object a line."""
+class Records(Files):
+    """Files of records with named fields."""
 
-    kind: Literal["jsonl"]
-    path: str
-    """A file or a glob, relative to the working folder."""
     text_key: str = "text"
     group_key: str | None = None
     """Documents with the same value (a publication, say) stay on one side of the split."""
-    split: Literal["auto", "train", "evaluation"] = "auto"
+
+
+class TextSource(Files):
+    """Plain text files, UTF-8."""
+
+    kind: Literal["text"]
+    unit: Literal["line", "paragraph", "file"] = "line"
+    """What one document is."""
+
+
+class JsonlSource(Records):
+    """One JSON object a line."""
+
+    kind: Literal["jsonl"]
+
+
+class CsvSource(Records):
+    """Tables with a header: comma- or tab-separated."""
+
+    kind: Literal["csv"]
+    delimiter: str | None = Field(None, min_length=1, max_length=1)
+    """null: a tab for .tsv and .tab, else a comma."""
+
+
+class ParquetSource(Records):
+    """Parquet files."""
+
+    kind: Literal["parquet"]
+
+
+class AlignedSource(Files):
+    """Records {doc_id, pub_id, cap_id, raw_text, norm_text, align_map}, as `data normalize` writes them."""
+
+    kind: Literal["aligned"]
+    text_key: Literal["norm_text", "raw_text"] = "norm_text"
+    group_key: str | None = "pub_id"
 
 
 class PackageSource(Part):
@@ -55,6 +86,7 @@ class PackageSource(Part):
     licence: str | None = None
     """Of the data; goes into the model card."""
     split: Literal["auto", "train", "evaluation"] = "auto"
+    weight: Share | None = None
 
 
 class HubSource(Part):
@@ -68,66 +100,39 @@ class HubSource(Part):
     revision: str | None = None
     """A commit or tag; without one a change of the dataset is not noticed."""
     dataset_split: str = "train"
+    streaming: bool = False
+    """Read it over the network as it is needed, without keeping its files."""
     text_key: str = "text"
     group_key: str | None = None
     split: Literal["auto", "train", "evaluation"] = "auto"
+    weight: Share | None = None
 
 
-Source = Annotated[TextSource | JsonlSource | PackageSource | HubSource, Field(discriminator="kind")]
-
-
-class LowerRule(Part):
-    """Lower case."""
-
-    kind: Literal["lower"]
-
-
-class StripRule(Part):
-    """No white space at the ends; empty documents are dropped."""
-
-    kind: Literal["strip"]
-
-
-class NfcRule(Part):
-    """Unicode normal form C."""
-
-    kind: Literal["nfc"]
-
-
-class LengthRule(Part):
-    """Keep documents of these lengths, in characters."""
-
-    kind: Literal["length"]
-    min: int = Field(1, ge=0)
-    max: int | None = Field(None, ge=1)
-
-    @model_validator(mode="after")
-    def _check_order(self) -> "LengthRule":
-        if self.max is not None and self.max < self.min:
-            raise ValueError(f"max {self.max} is below min {self.min}, so that no document is kept")
-        return self
-
-
-class AlphabetRule(Part):
-    """Keep documents made of these characters only."""
-
-    kind: Literal["alphabet"]
-    characters: str = Field(min_length=1)
-    """The inside of a regular expression's character class: `a-z0-9.-`."""
-
-    @field_validator("characters")
-    @classmethod
-    def _check_class(cls, characters: str) -> str:
-        try:
-            re.compile(f"[{characters}]")
-        except re.error as error:
-            raise ValueError(f"{characters!r} is no character class: {error}") from error
-        return characters
-
-
-CleanRule = Annotated[
-    LowerRule | StripRule | NfcRule | LengthRule | AlphabetRule, Field(discriminator="kind")
+Source = Annotated[
+    TextSource | JsonlSource | CsvSource | ParquetSource | AlignedSource | PackageSource | HubSource,
+    Field(discriminator="kind"),
 ]
+
+
+class BadInput(Part):
+    """What happens to lines and records that cannot be read."""
+
+    policy: Literal["raise", "skip"] = "raise"
+    """`skip` counts them by reason and shows the first ten."""
+    max_bad_share: float = Field(default=0.01, ge=0, le=1)
+    """More of a source skipped than this stops the preparation."""
+
+
+class NearDuplicates(Part):
+    """Documents that are nearly the same are dropped, or stop the run where the splits share them."""
+
+    threshold: float = Field(default=0.8, gt=0, lt=1)
+    """Jaccard similarity of the documents' shingles, from which on they count as the same."""
+    shingle: int = Field(default=5, ge=1)
+    """Words or characters in a shingle."""
+    unit: Literal["words", "characters"] = "words"
+    across_splits: Literal["stop", "drop"] = "stop"
+    """Nearly the same text in training and evaluation: stop, or leave out what comes later."""
 
 
 class Data(Part):
@@ -144,6 +149,24 @@ class Data(Part):
     """At most this many documents, for a try."""
     clean: list[CleanRule] = []
     """Rules that keep, change or drop a document, in order."""
+    normalize: list[Normalizer] = []
+    """Normalisers, after the cleaning, in order."""
+    near_duplicates: NearDuplicates | None = None
+    """null: only exact duplicates are looked for."""
+    bad_input: BadInput = Field(default_factory=lambda: BadInput())
+    streaming: bool = False
+    """Train while the sources are still read, shard by shard in the first epoch."""
+    shard_rows: int = Field(100_000, ge=1)
+    """Rows of a shard, when streaming."""
     expected_tokens: int | None = Field(None, ge=1)
     """Corpus size for the plan until the data is prepared."""
     expected_rows: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> "Data":
+        weights = [source.weight for source in self.sources]
+        if None in weights and set(weights) != {None}:
+            raise ValueError("some sources have a weight and some have none; give all of them one, or none")
+        if self.streaming and set(weights) != {None}:
+            raise ValueError("weights want the sizes of all sources, which no stream knows; remove them")
+        return self

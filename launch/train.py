@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_pipes.documents import SourceError
 from launch.hardware import ProfileError
 from launch.recipe_check import RecipeError
 from launch.request import Request, add_arguments, parse
@@ -55,7 +56,7 @@ def train(job: "Job", progress: "Progress", tracker: "Tracker", folder: Path) ->
     if is_stale(job, progress):
         return progress
     watch = Stopwatch()
-    for batch in job.feed.steps(progress.step, last_step):
+    for batch in job.steps(progress.step, last_step):
         watch.waited()
         progress = progress.at(progress.step + 1)
         rate = rates.at(progress.step)
@@ -103,6 +104,7 @@ def take_step(job: "Job", batch: "StepBatch") -> Outcome:
     """
     import torch
 
+    from data_pipes.feed import move_batch
     from launch.engine import sum_over_ranks
 
     accelerator, device = job.accelerator, job.accelerator.device
@@ -114,7 +116,7 @@ def take_step(job: "Job", batch: "StepBatch") -> Outcome:
     grad_norm = None
     for micro_batch in batch.micro_batches:
         with accelerator.accumulate(job.model):
-            output = job.model(**{name: tensor.to(device) for name, tensor in micro_batch.items()})
+            output = job.model(**move_batch(micro_batch, device))
             accelerator.backward(output.loss_sum * scale)
             if accelerator.sync_gradients:
                 grad_norm = clip(job)
@@ -205,7 +207,7 @@ def run(request: Request, world: World) -> Verdict:
     from launch.corpus import prepare_corpus
     from launch.display import open_display
 
-    store = prepare_corpus(request.recipe)
+    store = prepare_corpus(request.recipe, may_grow=True)
     plan = request.plan()
     if plan.errors:
         raise RunError(REQUEST, "\n  - ".join(["the plan cannot work:", *plan.errors]))
@@ -296,6 +298,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         verdict = error.verdict
     except (RecipeError, ProfileError) as error:
         verdict = Verdict(REQUEST, str(error))
+    except SourceError as error:  # of a stream that is read while it is trained on
+        verdict = Verdict(REQUEST, f"the data cannot be used: {error}")
     except Exception as error:  # noqa: BLE001 - the last handler: printed whole, and recorded
         traceback.print_exc()
         verdict = Verdict(DEFECT, f"{type(error).__name__}: {error}")

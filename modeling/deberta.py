@@ -13,7 +13,18 @@ from transformers import DebertaV2Config, DebertaV2ForMaskedLM
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from modeling.heads import MaskedLMOutput, score_targets
+from modeling.attention import Kernel, choose_kernel
+from modeling.attention_flash import describe_rows
+from modeling.heads import MaskedLMOutput, check_labels, find_targets, score_hidden, score_targets
+from modeling.layers import (
+    Queries,
+    adapt_layers,
+    arrange_queries,
+    build_masks,
+    check_packing,
+    list_attentions,
+    run_layers,
+)
 
 HUGGING_FACE_CLASS = "DebertaV2ForMaskedLM"
 
@@ -23,10 +34,17 @@ class DebertaForMaskedLM(DebertaV2ForMaskedLM):
 
     `config.legacy` picks the head as there: `cls.predictions` (True) or DeBERTa-v3's `lm_predictions`
     (False). The output matrix is the embedding in both.
+
+    `set_attention` chooses the attention kernel. `sparse_last_layer`, off at first, runs query, output and
+    feed-forward of the last layer at the targets only: the same loss and gradients up to rounding.
     """
+
+    sparse_last_layer: bool = False
 
     def __init__(self, config: DebertaV2Config):
         super().__init__(config)
+        self.attention_kernel: Kernel = "eager"
+        adapt_layers(self.deberta.encoder)
         _freeze_idle_parameters(self)
 
     @classmethod
@@ -57,21 +75,59 @@ class DebertaForMaskedLM(DebertaV2ForMaskedLM):
             ValueError: `document_ids` for a model that packing would change.
             TypeError: an option that is not one of the three.
         """
+        embedding = {"token_type_ids": token_type_ids, "position_ids": position_ids}
+        targets = queries = None
+        if labels is not None and self._is_sparse(options):
+            given = options.get("inputs_embeds") if input_ids is None else input_ids
+            check_labels(labels, labels.shape if given is None else given.shape[:2])
+            targets = find_targets(labels)
+            queries = arrange_queries(targets.slots, *labels.shape)
         encoded = self.encode(
-            input_ids,
-            attention_mask,
-            document_ids,
-            embedding={"token_type_ids": token_type_ids, "position_ids": position_ids},
-            options=options,
+            input_ids, attention_mask, document_ids, embedding=embedding, options=options, queries=queries
         )
-        hidden_BLD = encoded.last_hidden_state
-        assert hidden_BLD is not None
+        hidden = encoded.last_hidden_state
+        assert hidden is not None
         if labels is None:
-            output = MaskedLMOutput(logits=self.decode(hidden_BLD))
+            output = MaskedLMOutput(logits=self.decode(hidden))
+        elif targets is None:
+            output = score_targets(hidden, labels, self.decode, keep_logits=not self.training)
         else:
-            output = score_targets(hidden_BLD, labels, self.decode, keep_logits=not self.training)
+            output = score_hidden(hidden, targets.labels, self.decode, keep_logits=not self.training)
         output.hidden_states, output.attentions = encoded.hidden_states, encoded.attentions
         return output
+
+    def set_attention(
+        self, wanted: str, *, compute_capability: tuple[int, int] | None = None, recompute: bool = False
+    ) -> tuple[Kernel, str]:
+        """Choose the attention kernel for the device that the model is on; gives its name and the reason.
+
+        Args:
+            wanted: `eager`, `fast`, `flash` or `auto`.
+            compute_capability: of the GPU, asked of it where it is not given.
+            recompute: see `SelfAttention.recompute`.
+
+        Raises:
+            ValueError: no such kernel, or one that the device or the model cannot use.
+            ModuleNotFoundError: `flash` without its package.
+        """
+        attentions = list_attentions(self.deberta.encoder)
+        name, reason = choose_kernel(
+            wanted, self.device, compute_capability, head_size=attentions[0].attention_head_size
+        )
+        for attention in attentions:
+            attention.kernel, attention.recompute, attention.flash_config = name, recompute, self.config
+        self.attention_kernel = name
+        return name, reason
+
+    def _is_sparse(self, options: Mapping[str, Any]) -> bool:
+        """Not where more than the targets is asked for, or where a convolution over all slots comes last."""
+        asked = ("output_hidden_states", "output_attentions")
+        wants_all = any(
+            getattr(self.config, name) if options.get(name) is None else options[name] for name in asked
+        )
+        encoder = self.deberta.encoder
+        is_mixed_last = encoder.conv is not None and len(encoder.layer) == 1
+        return self.sparse_last_layer and not wants_all and not is_mixed_last
 
     def encode(
         self,
@@ -81,14 +137,18 @@ class DebertaForMaskedLM(DebertaV2ForMaskedLM):
         *,
         embedding: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
+        queries: Queries | None = None,
     ) -> BaseModelOutput:
-        """Hidden states [B, L, D] of rows that hold one document each or, with `document_ids`, several."""
+        """Hidden states [B, L, D] of rows that hold one document each or, with `document_ids`, several.
+
+        With `queries` those [K, D] of the targets alone.
+        """
         options = dict(options or {})
         inputs_embeds = options.pop("inputs_embeds", None)
         given = input_ids if input_ids is not None else inputs_embeds
         if given is None or (input_ids is not None and inputs_embeds is not None):
             raise ValueError("give input_ids or inputs_embeds, one of the two")
-        mask_BL, mask = _build_masks(given, attention_mask, document_ids)
+        mask_BL, mask = build_masks(given, attention_mask, document_ids)
         if document_ids is not None:
             check_packing(self.config)
         embedded_BLD = self.deberta.embeddings(
@@ -106,7 +166,16 @@ class DebertaForMaskedLM(DebertaV2ForMaskedLM):
                 f"forward got {', '.join(sorted(options))}: the options are inputs_embeds, "
                 "output_hidden_states and output_attentions"
             )
-        return self.deberta.encoder(embedded_BLD, mask, return_dict=True, **encoder_options)
+        encoder = self.deberta.encoder
+        if encoder_options["output_attentions"] or (queries is None and self.attention_kernel == "eager"):
+            return encoder(embedded_BLD, mask, return_dict=True, **encoder_options)
+        rows = None
+        if self.attention_kernel == "flash":
+            rows = describe_rows(mask_BL, document_ids)
+        wants_hidden = encoder_options["output_hidden_states"]
+        return run_layers(
+            encoder, embedded_BLD, mask, rows=rows, queries=queries, output_hidden_states=wants_hidden
+        )
 
     def decode(self, hidden_D: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D]."""
@@ -193,40 +262,6 @@ class DebertaForMaskedLM(DebertaV2ForMaskedLM):
         self.config.architectures = [HUGGING_FACE_CLASS]
         if kwargs.get("is_main_process", args[0] if args else True):
             self.config.save_pretrained(save_directory)
-
-
-def check_packing(config: DebertaV2Config) -> None:
-    """Refuse configurations whose outputs would change when documents share a row.
-
-    Raises:
-        ValueError: absolute positions (`position_biased_input`) or a convolution across slots
-        (`conv_kernel_size`).
-    """
-    for name, effect in (
-        ("position_biased_input", "adds absolute positions, which restart in no packed document"),
-        ("conv_kernel_size", "mixes neighbouring slots of two documents"),
-    ):
-        if value := getattr(config, name, None):
-            raise ValueError(
-                f"document_ids were given and {name} is {value}, which {effect}: give one document a row, "
-                f"or use a model without {name}"
-            )
-
-
-def _build_masks(
-    given: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The mask [B, L] of the embedding and that of the encoder, [B, L] or block-diagonal [B, L, L].
-
-    `DebertaV2Model` takes no 3-D mask, for its embedding multiplies by the mask; its encoder does.
-    """
-    if attention_mask is None:
-        attention_mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
-    if document_ids is None:
-        return attention_mask, attention_mask
-    owner_BL = document_ids * attention_mask.to(document_ids.dtype)
-    # Padding attends to padding: no slot reads it, and kernels that give NaN where all is masked stay finite.
-    return owner_BL > 0, owner_BL[:, :, None] == owner_BL[:, None, :]
 
 
 def _append_mean(old: Tensor, num_rows: int) -> nn.Parameter:

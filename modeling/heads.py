@@ -6,6 +6,7 @@ head.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +38,22 @@ class MaskedLMOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
+class Targets(NamedTuple):
+    """Targets of a batch, in row-major order."""
+
+    slots: Tensor
+    """[K] where they are in the rows laid end to end."""
+    labels: Tensor
+    """[K]"""
+
+
+def find_targets(labels_BL: Tensor) -> Targets:
+    """Every slot whose label is not `IGNORED_LABEL`."""
+    labels_N = labels_BL.reshape(-1)
+    slots_K = (labels_N != IGNORED_LABEL).nonzero().squeeze(1)
+    return Targets(slots_K, labels_N.index_select(0, slots_K).long())
+
+
 def score_targets(
     hidden_BLD: Tensor, labels_BL: Tensor, decode: Callable[[Tensor], Tensor], *, keep_logits: bool
 ) -> MaskedLMOutput:
@@ -48,22 +65,38 @@ def score_targets(
     Raises:
         ValueError: the labels have another shape than the rows.
     """
-    if labels_BL.shape != hidden_BLD.shape[:2]:
-        raise ValueError(
-            f"labels have shape {list(labels_BL.shape)} and the rows {list(hidden_BLD.shape[:2])}: "
-            f"give one label a slot, {IGNORED_LABEL} where there is no target"
-        )
-    labels_N = labels_BL.reshape(-1)
-    positions_K = (labels_N != IGNORED_LABEL).nonzero().squeeze(1)
-    targets_K = labels_N[positions_K].long()
-    logits_KV = decode(hidden_BLD.flatten(0, 1).index_select(0, positions_K))
+    check_labels(labels_BL, hidden_BLD.shape[:2])
+    targets = find_targets(labels_BL)
+    hidden_KD = hidden_BLD.flatten(0, 1).index_select(0, targets.slots)
+    return score_hidden(hidden_KD, targets.labels, decode, keep_logits=keep_logits)
+
+
+def score_hidden(
+    hidden_KD: Tensor, labels_K: Tensor, decode: Callable[[Tensor], Tensor], *, keep_logits: bool
+) -> MaskedLMOutput:
+    """The same for hidden states that are those of the targets alone."""
+    logits_KV = decode(hidden_KD)
     scores_KV = logits_KV if logits_KV.dtype == torch.float64 else logits_KV.float()
-    loss_sum = functional.cross_entropy(scores_KV, targets_K, reduction="sum")
-    num_targets = positions_K.shape[0]
+    loss_sum = functional.cross_entropy(scores_KV, labels_K, reduction="sum")
+    # Counted from the shape, which torch.compile takes for a number that it does not know yet.
+    num_targets = torch.full((), labels_K.shape[0], dtype=torch.long, device=labels_K.device)
     return MaskedLMOutput(
-        loss=loss_sum / max(num_targets, 1),
+        loss=loss_sum / num_targets.clamp(min=1),
         logits=logits_KV if keep_logits else None,
         loss_sum=loss_sum,
-        num_targets=torch.full((), num_targets, dtype=torch.long, device=labels_BL.device),
-        num_correct=(logits_KV.detach().argmax(-1) == targets_K).sum(),
+        num_targets=num_targets,
+        num_correct=(logits_KV.detach().argmax(-1) == labels_K).sum(),
     )
+
+
+def check_labels(labels_BL: Tensor, shape: torch.Size) -> None:
+    """Refuse labels of another shape than the rows [B, L].
+
+    Raises:
+        ValueError: they differ.
+    """
+    if labels_BL.shape != shape:
+        raise ValueError(
+            f"labels have shape {list(labels_BL.shape)} and the rows {list(shape)}: "
+            f"give one label a slot, {IGNORED_LABEL} where there is no target"
+        )

@@ -110,6 +110,7 @@ def load(
     source: str | Path,
     *,
     num_pieces: int | None = None,
+    old_pieces: Mapping[int, Sequence[int]] | None = None,
     dropout: float | None = None,
     head_code_points: Sequence[int] | None = None,
 ) -> tuple[Model, LoadReport]:
@@ -136,7 +137,7 @@ def load(
     if isinstance(model, CanineForMaskedLM) and head_code_points is not None:
         model.grow_code_points(head_code_points)
     if isinstance(model, DebertaForMaskedLM) and num_pieces is not None:
-        grow_vocabulary(model, num_pieces)
+        grow_vocabulary(model, num_pieces, old_pieces)
     loaded = sorted(set(model.state_dict()) - set(new))
     return model, LoadReport(loaded, new, sorted(found["unexpected_keys"]), *_expect_loss(model, new))
 

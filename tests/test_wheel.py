@@ -26,8 +26,8 @@ def test_a_wheel_holds_the_packages_and_the_recipe_and_config_folders(tmp_path):
     wanted = {
         str(path.relative_to(ROOT))
         for folder in FOLDERS
-        for path in (ROOT / folder).iterdir()
-        if path.is_file()
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
     }
     assert len(wanted) > 70
     assert wanted <= shipped, sorted(wanted - shipped)

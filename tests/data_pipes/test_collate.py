@@ -98,6 +98,66 @@ def test_character_rows_are_long_enough_that_canine_ignores_the_padding(text):
     assert (encode(batch, fewer) - encode(longer, 128)).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("kind", ["words", "characters"])
+def test_rows_are_rounded_up_to_the_next_shape_and_longer_ones_keep_their_length(kind):
+    shapes = {"words": (16, 40, 104), "characters": (12, 40, 132)}[kind]
+    exact, shaped = Layout(kind, 200), Layout(kind, 200, shapes=shapes)
+    for longest in range(201):
+        slots = exact.count_slots(longest)
+        assert shaped.count_slots(longest) == min(
+            [shape for shape in shapes if shape >= slots], default=slots
+        )
+    rows = make_rows([[65, 66], [67] * 9])
+    batch = collate(rows, hide_nothing(rows), Layout(kind, 200, pad_piece=3, shapes=shapes[1:]))
+    assert {tensor.shape for tensor in batch.values()} == {(2, 40)}
+    plain = collate(rows, hide_nothing(rows), Layout(kind, 200, pad_piece=3))
+    for name, tensor in batch.items():
+        num_slots = plain[name].shape[1]
+        assert torch.equal(tensor[:, :num_slots], plain[name])
+        padding = {"input_ids": 3, "labels": -100, "attention_mask": 0}[name]
+        assert (tensor[:, num_slots:] == padding).all()
+
+
+def test_canine_ignores_padding_up_to_any_shape():
+    torch.manual_seed(0)
+    config = CanineConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_hash_buckets=512,
+    )
+    model = CanineModel(config).eval()
+    for length in (5, 124, 125, 130):
+        rows = make_rows([np.random.default_rng(length).integers(97, 123, length).tolist()])
+        outputs = []
+        for shapes in ((), (140,), (260,), (384,)):
+            batch = collate(rows, hide_nothing(rows), Layout("characters", 300, shapes=shapes))
+            assert not shapes or batch["labels"].shape[1] in (shapes[0], 256)
+            with torch.no_grad():
+                output = model(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+            outputs.append(output[0, : length + 2])
+        for output in outputs[1:]:
+            torch.testing.assert_close(output, outputs[0], atol=2e-5, rtol=0)
+
+
+def test_shapes_that_no_row_can_have_are_refused():
+    for shapes in ((16, 8), (8, 8)):
+        with pytest.raises(ValueError, match="list each once, the shortest first"):
+            Layout("words", 100, shapes=shapes)
+    for shape in (104, 0, -8):
+        with pytest.raises(ValueError, match="with row_length 100: no row is so long"):
+            Layout("words", 100, shapes=(shape,))
+    with pytest.raises(
+        ValueError, match="shapes holds 20: rows of words take at least 8 slots and a multiple of 8"
+    ):
+        Layout("words", 100, shapes=(20,))
+    for shape in (4, 18):
+        with pytest.raises(ValueError, match=f"shapes holds {shape}: rows of characters .* multiple of 4"):
+            Layout("characters", 100, shapes=(shape,))
+    assert Layout("words", 100, shapes=(16, 100)).shapes == (16, 100)
+
+
 def test_a_document_is_numbered_only_where_a_row_holds_several():
     one = make_rows([[5, 6, 7], [8]], document_starts=[(0, 0), (1, 0)])
     assert "document_ids" not in collate(one, hide_nothing(one), Layout(kind="words", row_length=8))
@@ -117,3 +177,16 @@ def test_rows_that_a_layout_cannot_hold_are_refused():
         Layout(kind="pixels", row_length=8)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="row_length is 0"):
         Layout(kind="words", row_length=0)
+
+
+def test_a_batch_has_the_slots_that_each_of_its_rows_needs():
+    layout = Layout(kind="characters", row_length=300)
+    assert (layout.count_slots(126), layout.count_slots(127)) == (256, 136)
+    for lengths in ([126, 127], [127, 126, 3], [127], [0], [254, 270], [3, 20]):
+        wanted = max(layout.count_slots(length) for length in lengths)
+        assert layout.count_slots_of(np.array(lengths)) == wanted
+    rows = Rows(
+        np.full(253, 97, np.uint32), np.array([0, 127, 253]), np.ones(253, bool), np.arange(253) % 127 == 0
+    )
+    hidden = Hidden(rows.pieces, np.zeros(253, bool))
+    assert collate(rows, hidden, layout)["input_ids"].shape == (2, 256)

@@ -3,7 +3,17 @@ import warnings
 import numpy as np
 import pytest
 
-from data_pipes.draws import Stream, as_below, as_unit, draw, draw_at, draw_rows, mix
+from data_pipes.draws import (
+    Stream,
+    as_below,
+    as_unit,
+    count_from,
+    draw,
+    draw_at,
+    draw_rows,
+    draw_streams,
+    mix,
+)
 
 
 def test_indices_of_one_row_are_the_published_splitmix64_sequence():
@@ -16,7 +26,7 @@ def test_draws_never_change():
     assert int(draw(0, 0, 0, 0, 0)) == 8695987549771912286
     assert int(draw(42, 3, 1_000_000_007, 511, Stream.HIDDEN_WORD)) == 15230437441044301135
     assert int(draw(2**64 - 1, -1, 255_000_000, 0, Stream.ORDER)) == 17269406317724950383
-    assert [int(stream) for stream in Stream] == [1, 2, 3, 4, 5]
+    assert [int(stream) for stream in Stream] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def test_draws_equal_a_plain_python_version():
@@ -108,3 +118,30 @@ def test_units_stay_below_one_and_limits_are_kept():
 def test_draws_below_a_limit_are_uniform():
     counts = np.bincount(as_below(draw(0, 0, 0, np.arange(70_000), 5), 7), minlength=7)
     assert ((counts - 10_000) ** 2 / 10_000).sum() < 6 + 5 * np.sqrt(12)
+
+
+def test_limits_may_differ_from_draw_to_draw():
+    draws = draw(0, 0, 0, np.arange(1000), 5)
+    limits = np.arange(1000) % 9
+    one_by_one = [int(as_below(draws, int(limit))[at]) for at, limit in enumerate(limits)]
+    assert as_below(draws, limits).tolist() == one_by_one
+    assert max(one_by_one) == 7
+
+
+@pytest.mark.parametrize("epochs", [3, np.full(4, 3), np.array([3, -1, 0, 2**40])], ids=str)
+def test_several_streams_at_once_are_the_streams_one_by_one(epochs):
+    rows = np.array([5, 2**40, 0, 7])
+    streams = (Stream.REPLACEMENT, Stream.HIDDEN_COUNT)
+    together = draw_streams(2**63, epochs, rows, streams)
+    assert together.tolist() == [draw_rows(2**63, epochs, rows, stream).tolist() for stream in streams]
+    # What is kept between calls must not be what a caller may change.
+    together[:] = 0
+    assert draw_streams(2**63, epochs, rows, streams).all()
+
+
+def test_indices_may_be_counted_from_anywhere():
+    row_draws = draw_rows(1, 2, np.arange(6), 3)
+    firsts = np.array([0, 1, 500, 2**31, 7, 2**40])
+    moved = count_from(row_draws, firsts)
+    for index in (0, 1, 511):
+        assert draw_at(moved, firsts + index).tolist() == draw_at(row_draws, index).tolist()

@@ -58,6 +58,17 @@ def test_the_hash_of_a_file_is_its_sha256_and_is_remembered_until_it_changes(mon
     assert hash_file(path, tmp_path / "cache") == hashlib.sha256(b"two").hexdigest()
 
 
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", b"{}"])
+def test_a_damaged_memory_of_a_hash_is_not_used(tmp_path, data):
+    path = tmp_path / "text"
+    path.write_bytes(b"one")
+    wanted = hash_file(path, tmp_path / "cache")
+    (memo,) = (tmp_path / "cache" / "hashes").iterdir()
+    memo.write_bytes(data)
+    assert hash_file(path, tmp_path / "cache") == wanted
+    assert hash_file(path, None) == wanted
+
+
 def test_a_lock_keeps_a_second_process_waiting_and_is_free_when_its_holder_dies(tmp_path):
     lock = tmp_path / "x" / "lock"
     code = (

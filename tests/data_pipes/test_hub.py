@@ -12,6 +12,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from data_pipes import hub
 from data_pipes.documents import SourceError
+from data_pipes.intake import Intake
 from data_pipes.prepare import find_store, prepare_store
 from data_pipes.sources import HubSource, count_estimate, hash_source, parse_source, read_batches
 
@@ -48,17 +49,43 @@ def folder(request, tmp_path):
     return folder
 
 
+@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("batch_documents", [1, 2, 10_000])
-def test_a_dataset_folder_is_read_by_column_and_null_texts_become_empty(folder, monkeypatch, batch_documents):
+def test_a_dataset_folder_is_read_by_column_and_null_texts_are_blank(
+    folder, monkeypatch, batch_documents, streaming
+):
     monkeypatch.setattr(hub, "BATCH_DOCUMENTS", batch_documents)
-    source = HubSource(str(folder), text_key="domain", group_key="owner", split="train")
-    batches = list(read_batches(source))
+    source = HubSource(str(folder), text_key="domain", group_key="owner", split="train", streaming=streaming)
+    intake = Intake()
+    batches = list(read_batches(source, None, intake, carry=("owner", "nowhere", "tags")))
     texts = [text for batch in batches for text in batch.texts.to_pylist()]
     groups = [group for batch in batches for group in batch.groups.to_pylist()]
-    assert texts == [record["domain"] or "" for record in RECORDS]
-    assert groups == ["1", "2", "3"]
+    assert texts == [record["domain"] for record in RECORDS if record["domain"]]
+    assert groups == ["1", "3"]
     assert {batch.split for batch in batches} == {"train"}
-    assert max(batch.num_documents for batch in batches) == min(batch_documents, 3)
+    for name, wanted in (("owner", ["1", "3"]), ("nowhere", ["", ""]), ("tags", ["[1]", "[2]"])):
+        assert [value for batch in batches for value in batch.carried[name].to_pylist()] == wanted
+    assert (intake.num_lines, intake.num_good, intake.num_blank) == (3, 2, 1)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_without_a_group_are_skipped_and_counted(folder, monkeypatch, streaming):
+    monkeypatch.setattr(hub, "BATCH_DOCUMENTS", 1)
+    intake = Intake("skip", 0.5)
+    source = HubSource(str(folder), text_key="owner", group_key="domain", streaming=streaming)
+    assert [text for batch in read_batches(source, None, intake) for text in batch.texts.to_pylist()] == [
+        "1",
+        "3",
+    ]
+    assert intake.skipped == {"no_group": 1}
+    assert intake.examples[0]["place"].endswith("row 2")
+
+
+def test_a_dataset_of_mixed_files_is_an_error_when_streamed_too(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "a", "odd": [1]}\n{"text": \n')
+    with pytest.raises(SourceError, match="cannot be loaded: "):
+        list(read_batches(HubSource(str(tmp_path), streaming=True)))
 
 
 def test_the_splits_of_a_dataset_and_their_slices_can_be_read(folder):
@@ -78,7 +105,7 @@ def test_numbers_are_read_as_strings(folder):
         ({}, "no column 'text', wanted by text_key; its columns are domain, owner, tags"),
         ({"text_key": "domain", "group_key": "book"}, "no column 'book', wanted by group_key; its columns"),
         ({"text_key": "tags"}, "column 'tags' holds list.*, wanted strings"),
-        ({"text_key": "owner", "group_key": "domain"}, "1 documents have nothing under 'domain'"),
+        ({"text_key": "owner", "group_key": "domain"}, "row 2: nothing under 'domain', wanted by group_key"),
         (
             {"text_key": "domain", "dataset_split": "valid"},
             "cannot be loaded: Unknown split .*correct .*split",
@@ -164,15 +191,28 @@ def test_the_hash_of_a_hub_id_follows_what_names_it(tmp_path):
         assert hash_source(HubSource(**({"path": "a/b"} | changes)), tmp_path) != first
 
 
+def test_the_hash_of_a_branch_follows_the_commit_that_the_cache_of_the_hub_knows(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    source = HubSource("a/b", revision="main")
+    unknown = hash_source(source, tmp_path)
+    reference = tmp_path / "hub" / "datasets--a--b" / "refs" / "main"
+    reference.parent.mkdir(parents=True)
+    reference.write_text("0123abcd\n")
+    first = hash_source(source, tmp_path)
+    assert (unknown["commit"], first["commit"]) == (None, "0123abcd")
+    assert hash_source(HubSource("a/b"), tmp_path)["commit"] is None
+    assert hash_source(HubSource("a/b", revision="main", weight=2.0), tmp_path) == first
+
+
 def test_the_size_of_a_folder_is_counted_and_that_of_a_hub_id_is_not_known(folder, monkeypatch):
     spec = {"kind": "hub", "path": str(folder), "text_key": "domain"}
     exact = count_estimate([spec])
     assert exact is not None
-    assert (exact.num_documents, exact.num_characters, exact.is_exact) == (3, 13, True)
+    assert (exact.num_documents, exact.num_characters, exact.is_exact) == (2, 13, True)
     monkeypatch.setattr(hub, "BATCH_DOCUMENTS", 2)
     sampled = count_estimate([spec])
     assert sampled is not None
-    assert (sampled.num_documents, sampled.num_characters, sampled.is_exact) == (3, round(5 * 3 / 2), False)
+    assert (sampled.num_documents, sampled.num_characters, sampled.is_exact) == (2, round(5 * 3 / 2), False)
     assert count_estimate([spec, {"kind": "hub", "path": "a/b"}]) is None
 
 
@@ -190,7 +230,7 @@ def test_a_store_is_prepared_from_a_dataset_folder(folder, tmp_path):
         "cache_root": tmp_path / "cache",
     }
     store = prepare_store(**settings)
-    assert (store.train.num_rows, store.manifest["dropped"]) == (2, {"empty": 1})
+    assert (store.train.num_rows, store.manifest["dropped"]) == (2, {})
     found = find_store(**settings)
     assert found is not None
     assert found.folder == store.folder

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipes.draws import Stream, draw
-from data_pipes.masking import FROZEN_EPOCH, Masking, hide
+from data_pipes.masking import FROZEN_EPOCH, Masking, describe_rate, hide
 from data_pipes.rows import Rows
 
 MASK, SPECIALS, ORDINARY = 4, (0, 1, 2, 3, 4), np.arange(10, 60)
@@ -138,7 +138,7 @@ def test_masks_never_change():
     assert np.flatnonzero(got.is_target).tolist() == [3, 7, 11, 12]
 
 
-@pytest.mark.parametrize("kind", ["whole_word", "token", "character"])
+@pytest.mark.parametrize("kind", ["whole_word", "token", "character", "span", "character_span"])
 def test_a_row_has_the_same_masks_alone_and_in_any_batch(kind):
     rows = random_rows(50, 30)
     chance = np.random.default_rng(1)
@@ -154,6 +154,14 @@ def test_a_row_has_the_same_masks_alone_and_in_any_batch(kind):
 
 def take(values, rows, batch):
     return np.concatenate([values[rows.offsets[row] : rows.offsets[row + 1]] for row in batch]).tolist()
+
+
+def test_epochs_given_one_by_one_and_as_one_number_are_the_same():
+    rows = random_rows(9, 20)
+    for epoch in (FROZEN_EPOCH, 0, 2**40):
+        one = hide_all(rows, masking(), epoch=epoch)
+        for each in (np.full(9, epoch), np.full(9, epoch)[:, None][:, 0]):
+            assert hide_all(rows, masking(), epoch=each).inputs.tolist() == one.inputs.tolist()
 
 
 def test_masks_differ_between_epochs_seeds_and_row_numbers():
@@ -215,7 +223,7 @@ def test_a_row_with_one_word_has_it_hidden():
 
 def test_rate_one_hides_every_ordinary_piece():
     rows = random_rows(20, 30)
-    for kind in ("whole_word", "token"):
+    for kind in ("whole_word", "token", "span", "character_span"):
         is_target = hide_all(rows, masking(kind, 1.0)).is_target
         assert (is_target == ~np.isin(rows.pieces, SPECIALS)).all()
 
@@ -287,6 +295,31 @@ def test_long_rows_and_many_rows_fit_and_absurd_ones_are_refused():
         hide_all(many, masking())
 
 
+def test_the_excess_of_short_rows_is_reported():
+    # Words: 1, 5, 40, and none; with 0.15 the first two are short.
+    rows = make_rows([[[1], [10, 11], [2]], [[12]] * 5, [[13]] * 40, [[1], [2]]] * 500)
+    got = describe_rate(rows, masking(), row_ids=np.arange(2000), epochs=0, seed=3)
+    excess = 500 * (1 - 0.15) + 500 * (1 - 0.75)
+    assert got["excess_targets"] == pytest.approx(excess, rel=1e-12)
+    assert got["expected_rate"] == pytest.approx((0.15 * 46 * 500 + excess) / (46 * 500), rel=1e-12)
+    assert (got["num_rows"], got["num_units"], got["num_short_rows"]) == (2000, 46 * 500, 1000)
+    assert (got["num_empty_rows"], got["asked_rate"]) == (500, 0.15)
+    is_target = hide_all(rows, masking(), seed=3).is_target
+    assert got["num_hidden"] == is_target[rows.word_starts].sum()
+    assert got["realised_rate"] == got["num_hidden"] / (46 * 500)
+    # Only the 500 rows of 40 words vary, by less than one word each.
+    assert abs(got["realised_rate"] - got["expected_rate"]) < 4.5 * math.sqrt(500 / 12) / (46 * 500)
+    nothing = describe_rate(make_rows([]), masking(), row_ids=np.arange(0), epochs=0, seed=3)
+    assert nothing["realised_rate"] == nothing["num_units"] == 0
+
+
+def test_a_piece_that_no_vocabulary_has_is_refused_as_special():
+    with pytest.raises(ValueError, match="piece 4294967295 is no id"):
+        masking(special_pieces=np.array([2**32 - 1]))
+    rows = make_rows([[[2**32 - 1], [10]]])
+    assert hide_all(rows, masking("token", 1.0)).is_target.all()
+
+
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="sum to 1"):
         masking(replace=(0.8, 0.1, 0.2))
@@ -295,12 +328,18 @@ def test_settings_are_checked():
     for rate in (0.0, 1.01, math.nan):
         with pytest.raises(ValueError, match="masking rate is"):
             masking(rate=rate)
-    with pytest.raises(ValueError, match="masking kind is 'word': use one of whole_word, token, character"):
+    with pytest.raises(ValueError, match="masking kind is 'word': use one of whole_word, token, span, cha"):
         masking("word")
     with pytest.raises(ValueError, match="wants random pieces"):
         masking(random_pieces=np.array([], int))
     with pytest.raises(ValueError, match=r"holds special pieces \[2, 4\]"):
         masking(random_pieces=np.array([2, 4, 10]))
+    with pytest.raises(ValueError, match="wanted 1 <= mean_span <= max_span"):
+        masking("span", mean_span=4, max_span=3)
+    with pytest.raises(ValueError, match="suffix is 'maybe': use one of any, never, always"):
+        masking("character", suffix="maybe")
+    with pytest.raises(ValueError, match="suffix is 'never' with kind token: it needs names"):
+        masking("token", suffix="never")
     with pytest.raises(ValueError, match="give one number a row"):
         hide(make_rows([[[10]]]), masking(), row_ids=np.array([1, 2]), epochs=0, seed=0)
 

@@ -2,10 +2,8 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from data_pipes.order import permute, rows_of_step, share
+from data_pipes.order import PlainOrder, permute, rows_of_step
 
 
 def permutation(num_rows, *, seed=0, epoch=0):
@@ -90,6 +88,30 @@ def test_steps_run_through_whole_epochs_and_across_their_ends(num_rows, global_b
         assert rows[epochs == epoch].tolist() == permutation(num_rows, seed=9, epoch=epoch).tolist()
 
 
+def test_the_plain_order_is_the_function_of_the_same_name_and_counts_epochs():
+    order = PlainOrder(7, seed=3)
+    for step in (0, 2, 50):
+        ours, theirs = order.rows_of_step(step, 5), rows_of_step(step, global_batch=5, num_rows=7, seed=3)
+        assert np.array_equal(ours, theirs)
+    assert order.count_epochs(7 * 3) == 3.0
+    assert order.count_epochs(1) == 1 / 7
+    with pytest.raises(ValueError, match="num_rows is 0"):
+        PlainOrder(0, seed=0)
+
+
+def test_parts_have_orders_of_their_own_and_part_0_is_the_plain_one():
+    first = permutation(10_000)
+    parts = np.array([0, 1, -1])
+    for part in parts[1:]:
+        other = permute(np.arange(10_000), num_rows=10_000, seed=0, epochs=0, parts=int(part))
+        assert sorted(other.tolist()) == list(range(10_000))
+        assert (first == other).sum() < 15
+    mixed = permute(np.full(3, 8), num_rows=10_000, seed=0, epochs=0, parts=parts)
+    alone = [permute(np.array([8]), num_rows=10_000, seed=0, epochs=0, parts=int(part))[0] for part in parts]
+    assert mixed.tolist() == alone
+    assert mixed[0] == first[8]
+
+
 def test_a_step_far_into_training_needs_no_earlier_one():
     rows, epochs = rows_of_step(10**9, global_batch=4096, num_rows=255_000_000, seed=0)
     position = 10**9 * 4096
@@ -98,43 +120,7 @@ def test_a_step_far_into_training_needs_no_earlier_one():
     assert rows[0] == first[0]
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    micro_batch=st.integers(1, 5),
-    world_size=st.integers(1, 5),
-    accumulation=st.integers(1, 4),
-    data=st.data(),
-)
-def test_ranks_together_hold_a_step_once(micro_batch, world_size, accumulation, data):
-    num_rows = micro_batch * world_size * accumulation
-    lengths = np.array(data.draw(st.lists(st.integers(0, 9), min_size=num_rows, max_size=num_rows)))
-    parts = [
-        share(lengths, micro_batch=micro_batch, rank=rank, world_size=world_size)
-        for rank in range(world_size)
-    ]
-    assert [len(part) for part in parts] == [accumulation] * world_size
-    assert all(len(batch) == micro_batch for part in parts for batch in part)
-    in_order = np.concatenate(
-        [parts[k % world_size][k // world_size] for k in range(accumulation * world_size)]
-    )
-    expected = sorted(range(num_rows), key=lambda row: (-lengths[row], row))
-    assert in_order.tolist() == expected
-
-
-def test_a_batch_that_does_not_divide_says_what_would():
-    with pytest.raises(ValueError, match=r"100 rows .* 8 rows on 3 ranks \(24 rows at once\).* 96 or 120"):
-        share(np.ones(100), micro_batch=8, rank=0, world_size=3)
-    with pytest.raises(ValueError, match="use a global batch of 24,"):
-        share(np.ones(10), micro_batch=8, rank=0, world_size=3)
-    with pytest.raises(ValueError, match="global batch of 0 rows"):
-        share(np.ones(0), micro_batch=8, rank=0, world_size=3)
-
-
 def test_impossible_requests_are_refused():
-    with pytest.raises(ValueError, match="rank is 2: with 2 ranks it is 0 to 1"):
-        share(np.ones(4), micro_batch=2, rank=2, world_size=2)
-    with pytest.raises(ValueError, match="micro_batch is 0"):
-        share(np.ones(4), micro_batch=0, rank=0, world_size=2)
     with pytest.raises(ValueError, match="num_rows is 0"):
         rows_of_step(0, global_batch=2, num_rows=0, seed=0)
     with pytest.raises(ValueError, match="global_batch is 0"):

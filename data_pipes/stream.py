@@ -1,0 +1,189 @@
+"""Streams: a store that is trained on while another process still writes it.
+
+The writer is one process for all ranks of a machine, started by whichever finds no writer at work. A rank
+that needs rows which are not there yet waits for them; what the writer dies of is raised where a rank
+waits.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from data_pipes.builder import PROGRESS
+from data_pipes.documents import SourceError
+from data_pipes.files import find_cache_root, write_atomically
+from data_pipes.preparation import Preparation
+from data_pipes.prepare import build_store
+from data_pipes.store import Kind, Store, StoredRows, is_whole
+
+POLL_SECONDS = 0.2
+FAILURE = "failure.json"
+
+
+class StreamError(SourceError):
+    """The process that writes a stream has failed: says why."""
+
+
+@dataclass
+class Writer:
+    """The process that writes a stream, ours or another rank's."""
+
+    preparation: Preparation
+    key: str
+    root: Path
+    _process: BaseProcess | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Of the store."""
+        return self.root / "stores" / self.key
+
+    @property
+    def _failure(self) -> Path:
+        return self.root / "stores" / f"{self.key}.{FAILURE}"
+
+    def start(self) -> None:
+        """Start the process unless one is at work; forget an earlier failure."""
+        if not is_whole(self.folder) and _try_lock(self.root, self.key):
+            self._failure.unlink(missing_ok=True)
+        self.check()
+
+    def check(self) -> None:
+        """Start the process again if it was lost.
+
+        Raises:
+            StreamError: it ended with an error.
+        """
+        if is_whole(self.folder) or not _try_lock(self.root, self.key):
+            return
+        if self._failure.is_file():
+            raise StreamError(json.loads(self._failure.read_text())["message"])
+        if self._process is not None and self._process.is_alive():
+            return  # it is starting, or has just let go of the lock
+        arguments = (self.preparation, self.key, self.root, self._failure, os.getpid())
+        self._process = get_context("spawn").Process(target=_write, args=arguments, daemon=True)
+        self._process.start()
+
+
+def _try_lock(root: Path, key: str) -> bool:
+    """Whether nobody writes the store now."""
+    path = root / "stores" / f"{key}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def _write(preparation: Preparation, key: str, root: Path, failure: Path, parent: int) -> None:
+    # Ctrl-C reaches this process too; its parent decides when it ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def stop_with_parent(stage: str, num_documents: int) -> None:
+        del stage, num_documents
+        if os.getppid() != parent:
+            raise SystemExit(0)
+
+    with (root / "stores" / f"{key}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        if is_whole(root / "stores" / key):
+            return
+        try:
+            build_store(preparation, key, root, 0, stop_with_parent)
+        except (ValueError, OSError) as error:
+            record = {"message": f"{error}", "type": type(error).__name__}
+            write_atomically(failure, json.dumps(record).encode())
+
+
+class GrowingRows(StoredRows):
+    """Training rows of a stream: those that are written and saved so far. Several threads may read."""
+
+    writer: Writer | None = None
+
+    def __init__(self, folder: Path, kind: Kind, summary: dict[str, Any], rows_per_shard: int):
+        super().__init__(folder, kind, summary, rows_per_shard)
+        self._is_ended = self._is_closed = False
+        self._lock = Lock()
+
+    def wait_for(self, num_rows: int) -> tuple[int, bool]:
+        """Wait until so many rows are there or the stream has ended; rows there now, and whether it has.
+
+        Raises:
+            StreamError: the writer failed, or `close` was called.
+        """
+        assert self.writer is not None
+        while True:
+            with self._lock:
+                if not self._is_ended and self.num_rows < num_rows:
+                    self._look()
+                if self._is_ended or self.num_rows >= num_rows:
+                    return self.num_rows, self._is_ended
+                if self._is_closed:
+                    raise StreamError("the stream was closed while rows were waited for")
+                self.writer.check()
+            time.sleep(POLL_SECONDS)
+
+    def close(self) -> None:
+        """Let those who wait for rows go: nobody will train on them."""
+        self._is_closed = True
+
+    def _look(self) -> None:
+        manifest, is_ended = _read_progress(self.folder)
+        if manifest is not None:
+            self.summary = manifest["splits"]["train"]
+        for name in ("_lengths", "_blocks", "_pieces"):
+            self.__dict__.pop(name, None)
+        self._is_ended = is_ended
+
+
+def _read_progress(folder: Path) -> tuple[dict[str, Any] | None, bool]:
+    """The manifest so far, and whether it is whole; None before the first shard."""
+    if is_whole(folder):
+        return Store.open(folder, verify=False).manifest, True
+    try:
+        return json.loads((folder / PROGRESS).read_text()), False
+    except FileNotFoundError:
+        # Either not yet, or the writer has just put the manifest in its place.
+        return (Store.open(folder, verify=False).manifest, True) if is_whole(folder) else (None, False)
+
+
+def open_stream(*, cache_root: Path | str | None = None, verify: bool = True, **settings: Any) -> Store:
+    """Open a store that may still be growing, as soon as its first shard is whole; see Preparation.
+
+    Its evaluation rows, its code points and its tokenizer are settled by then and stay as they are.
+
+    Raises:
+        StreamError: it cannot be written.
+    """
+    preparation = Preparation.of(settings)
+    if not preparation.rows_per_shard:
+        raise ValueError("rows_per_shard is 0: give the rows of a shard to stream")
+    root = find_cache_root(cache_root)
+    writer = Writer(preparation, preparation.compute_key(root), root)
+    if is_whole(writer.folder):
+        return Store.open(writer.folder, verify, root)
+    writer.start()
+    while True:
+        manifest, is_ended = _read_progress(writer.folder)
+        if is_ended:
+            return Store.open(writer.folder, verify, root)
+        if manifest is not None:
+            store = Store.of(writer.folder, manifest, GrowingRows)
+            assert isinstance(store.train, GrowingRows)
+            store.train.writer = writer
+            return store
+        writer.check()
+        time.sleep(POLL_SECONDS)

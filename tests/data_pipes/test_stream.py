@@ -1,0 +1,174 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from data_pipes import stream
+from data_pipes.files import hold_lock
+from data_pipes.preparation import Preparation
+from data_pipes.prepare import build_store, prepare_store
+from data_pipes.stream import GrowingRows, StreamError, open_stream
+from data_pipes.stream_order import StreamOrder
+
+NUM_FILES, NUM_NAMES, SHARD = 6, 50, 100
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for number in range(NUM_FILES):
+        lines = [f"name{number}x{n}.example" for n in range(NUM_NAMES)]
+        (folder / f"{number}.txt").write_text("\n".join(lines))
+    (folder / f"{NUM_FILES - 1}.txt").write_text("\u0101bc.example\n" + "\n".join(f"z{n}" for n in range(40)))
+    source = {"kind": "text", "path": str(folder / "*.txt")}
+    return {
+        "sources": [source],
+        "kind": "characters",
+        "row_length": 32,
+        "evaluation_share": 0.1,
+        "rows_per_shard": SHARD,
+    }
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(stream, "POLL_SECONDS", 0.01)
+
+
+class SlowWriter:
+    """Builds the store in a thread, one batch for each permit."""
+
+    def __init__(self, root, arguments):
+        self.permits = threading.Semaphore(0)
+        self.num_done = 0
+        preparation = Preparation.of(arguments)
+        key = preparation.compute_key(root)
+
+        def wait(stage, num_documents):
+            self.num_done += 1
+            self.permits.acquire()
+
+        def build():
+            with hold_lock(root / "stores" / f"{key}.lock"):
+                build_store(preparation, key, root, 0, wait)
+
+        self.thread = threading.Thread(target=build, daemon=True)
+        self.thread.start()
+
+    def release(self, count):
+        for _ in range(count):
+            self.permits.release()
+
+    def wait_for(self, num_batches):
+        while self.num_done < num_batches:
+            assert self.thread.is_alive()
+            time.sleep(0.005)
+
+
+def read_texts(rows, indices):
+    taken = rows.take(np.array(indices))
+    text = "".join(map(chr, taken.pieces))
+    return [text[start:end] for start, end in zip(taken.offsets[:-1], taken.offsets[1:], strict=True)]
+
+
+def test_training_rows_can_be_read_while_the_rest_is_still_written(arguments, tmp_path):
+    root = tmp_path / "c"
+    whole = prepare_store(cache_root=tmp_path / "whole", **arguments)
+    writer = SlowWriter(root, arguments)
+    writer.release(2)
+    writer.wait_for(3)
+    store = open_stream(cache_root=root, **arguments)
+    assert isinstance(store.train, GrowingRows)
+    num_rows, is_ended = store.train.wait_for(SHARD)
+    assert SHARD <= num_rows < whole.train.num_rows
+    assert not is_ended
+    assert read_texts(store.train, range(SHARD)) == read_texts(whole.train, range(SHARD))
+    assert store.train.lengths.tolist() == whole.train.lengths[:num_rows].tolist()
+    with pytest.raises(IndexError):
+        store.train.take(np.array([num_rows]))
+    writer.release(NUM_FILES)
+    assert store.train.wait_for(10**9) == (whole.train.num_rows, True)
+    every = range(whole.train.num_rows)
+    assert read_texts(store.train, every) == read_texts(whole.train, every)
+    writer.thread.join()
+
+
+def test_evaluation_and_alphabet_are_those_of_the_first_shard_whenever_one_looks(arguments, tmp_path):
+    root = tmp_path / "c"
+    writer = SlowWriter(root, arguments)
+    writer.release(2)
+    writer.wait_for(3)
+    early = open_stream(cache_root=root, **arguments)
+    writer.release(NUM_FILES)
+    writer.thread.join()
+    late = open_stream(cache_root=root, **arguments)
+    assert not isinstance(late.train, GrowingRows)
+    assert early.code_points.tolist() == late.code_points.tolist()
+    assert 0x101 not in late.code_points
+    assert early.evaluation.num_rows == late.evaluation.num_rows > 0
+    every = range(late.evaluation.num_rows)
+    assert read_texts(early.evaluation, every) == read_texts(late.evaluation, every)
+    assert late.manifest["dropped"]["evaluation_after_the_first_shard"] > 0
+    # Nothing that was held out is trained on.
+    held_out = set(read_texts(late.evaluation, every))
+    assert not held_out & set(read_texts(late.train, range(late.train.num_rows)))
+
+
+def test_the_order_of_a_growing_store_is_that_of_the_whole_one(arguments, tmp_path):
+    root = tmp_path / "c"
+    writer = SlowWriter(root, arguments)
+    writer.release(2)
+    writer.wait_for(3)
+    growing = StreamOrder(open_stream(cache_root=root, **arguments).train, seed=3)
+    first = growing.rows_of_step(0, 64)
+    writer.release(NUM_FILES)
+    later = [growing.rows_of_step(step, 64) for step in range(1, 9)]
+    writer.thread.join()
+    whole = StreamOrder(open_stream(cache_root=root, **arguments).train, seed=3)
+    for step, (row_ids, epochs) in enumerate([first, *later]):
+        wanted_ids, wanted_epochs = whole.rows_of_step(step, 64)
+        assert row_ids.tolist() == wanted_ids.tolist()
+        assert epochs.tolist() == wanted_epochs.tolist()
+
+
+def test_a_process_of_its_own_writes_the_stream(arguments, tmp_path):
+    store = open_stream(cache_root=tmp_path / "c", **arguments)
+    whole = prepare_store(cache_root=tmp_path / "whole", **arguments)
+    assert store.train.wait_for(10**9) == (whole.train.num_rows, True)
+    assert store.folder.name == whole.folder.name
+
+
+def test_a_fault_of_the_text_reaches_the_reader(arguments, tmp_path):
+    (tmp_path / "corpus" / "3.txt").write_bytes(b"fine\n\xff\xfe\xff\n")
+
+    def read_all():
+        open_stream(cache_root=tmp_path / "c", **arguments).train.wait_for(10**9)
+
+    with pytest.raises(StreamError, match=r"3\.txt"):
+        read_all()
+
+
+def test_a_closed_stream_lets_those_go_who_wait(arguments, tmp_path):
+    root = tmp_path / "c"
+    writer = SlowWriter(root, arguments)
+    writer.release(2)
+    writer.wait_for(3)
+    rows = open_stream(cache_root=root, **arguments).train
+    threading.Timer(0.2, rows.close).start()
+    with pytest.raises(StreamError, match="closed while rows were waited for"):
+        rows.wait_for(10**9)
+    writer.release(NUM_FILES)
+    writer.thread.join()
+
+
+def test_a_lost_writer_is_replaced(arguments, tmp_path):
+    root = tmp_path / "c"
+    preparation = Preparation.of(arguments)
+    writer = stream.Writer(preparation, preparation.compute_key(root), root)
+    writer.start()
+    writer._process.kill()
+    writer._process.join()
+    store = open_stream(cache_root=root, **arguments)
+    assert store.train.wait_for(10**9)[1]
