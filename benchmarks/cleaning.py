@@ -24,8 +24,8 @@ from rich.table import Table
 
 from benchmarks.turns import rate, take_turns, write_names, write_text
 from data_pipes.clean import parse_rules
-from data_pipes.duplicates import HashSet
-from data_pipes.near import NearDuplicates
+from data_pipes.duplication.duplicates import HashSet
+from data_pipes.duplication.near import NearDuplicates
 from data_pipes.sources import JsonlSource, TextSource, read_batches
 from data_pipes.split import hash_texts
 

@@ -24,7 +24,6 @@ from rich.table import Table
 from transformers import CanineTokenizer, DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 from benchmarks.turns import rate, take_turns, write_names, write_text
-from data_pipes.characters import encode_characters
 from data_pipes.collate import Layout, collate
 from data_pipes.masking import Masking, hide
 from data_pipes.pack import Packer
@@ -32,8 +31,9 @@ from data_pipes.prepare import prepare_store
 from data_pipes.rows import Rows
 from data_pipes.sources import JsonlSource, TextSource, read_batches
 from data_pipes.tokenize import PieceEncoder, Pieces
+from data_pipes.tokens.characters import encode_characters
+from data_pipes.tokens.words import split_columns
 from data_pipes.vocab import train_tokenizer
-from data_pipes.words import split_columns
 
 ROW_LENGTH, NUM_MASKED_ROWS = 512, 128
 

@@ -30,6 +30,7 @@ BASE = {
     "intermediate_size": 3072,
     "max_position_embeddings": ROW_LENGTH,
 }
+NUM_DOCUMENTS, MEAN_LENGTH = 12, 200
 MIB = 2**20
 
 
@@ -92,7 +93,8 @@ def compare_packing(num_layers: int, dropout: float) -> Table:
     """The same documents packed and one a row, in pieces of real text a second."""
     torch.manual_seed(0)
     model = build_model(num_layers, dropout)
-    lengths = torch.randint(100, 301, (10,)).tolist()
+    drawn = torch.randint(100, 301, (NUM_DOCUMENTS,))
+    lengths = (drawn + MEAN_LENGTH - drawn.sum() // NUM_DOCUMENTS).tolist()
     rows = pack_lengths(lengths)
     sides = {
         "packed": make_step(model, lay_out(rows), "fast", sparse=True),

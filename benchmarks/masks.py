@@ -16,7 +16,7 @@ from rich.table import Table
 from data_pipes.masking import Masking, hide
 from data_pipes.prepare import prepare_store
 from data_pipes.rows import Rows
-from data_pipes.words import load_tokenizer
+from data_pipes.tokens.words import load_tokenizer
 
 NUM_ROWS, ROW_LENGTH, VOCAB_SIZE = 2000, 512, 8000
 LONGEST = 8  # words of this many pieces and more are counted together

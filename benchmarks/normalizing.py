@@ -25,8 +25,8 @@ from rich.table import Table
 from benchmarks.turns import make_names, rate, take_turns
 from data_pipes.align import AlignMap
 from data_pipes.normalize import normalize_batch, normalize_documents, normalize_texts, parse_normalizers
+from data_pipes.normalizing.term_rules import find_rule_file, read_term_rules
 from data_pipes.sources import JsonlSource, read_batches
-from data_pipes.term_rules import find_rule_file, read_term_rules
 
 RULES = "chronostratigraphy"
 PLANTED = [

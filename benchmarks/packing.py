@@ -33,8 +33,8 @@ from benchmarks.turns import rate, take_turns, write_text
 from data_pipes.pack import Packer, cut_documents
 from data_pipes.sources import JsonlSource, read_batches
 from data_pipes.tokenize import PieceEncoder
+from data_pipes.tokens.words import split_columns, tokenize_texts
 from data_pipes.vocab import SPECIAL_PIECES, train_tokenizer
-from data_pipes.words import split_columns, tokenize_texts
 
 ROW_LENGTHS = (64, 128, 512)
 VOCAB_SIZE = 8000

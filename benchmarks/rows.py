@@ -23,12 +23,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from data_pipes.building.writer import SplitWriter
 from data_pipes.collate import Layout
 from data_pipes.feed import Feed
 from data_pipes.masking import Masking
 from data_pipes.order import PlainOrder
 from data_pipes.store import StoredRows
-from data_pipes.writer import SplitWriter
 
 NUM_TURNS, NUM_BATCHES, BATCH_ROWS = 5, 100, 1024
 WORD_LENGTH, ROWS_PER_WORD_ROW = 512, 50

@@ -9,15 +9,15 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from data_pipes.documents import Batch, pc
-from data_pipes.layout import (
+from data_pipes.cleaning.layout import (
     build_hyphen_rule,
     build_ligature_rule,
     build_running_head_rule,
     build_whitespace_rule,
 )
-from data_pipes.names import build_idn_rule, build_label_rule
-from data_pipes.rules import Rule, RuleError, change_where, check_count
+from data_pipes.cleaning.names import build_idn_rule, build_label_rule
+from data_pipes.cleaning.rules import Rule, RuleError, change_where, check_count
+from data_pipes.documents import Batch, pc
 
 __all__ = [
     "RULES",

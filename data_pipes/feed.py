@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from data_pipes.collate import NOT_A_TARGET, Batch, Layout, collate
-from data_pipes.division import check_division, check_rank, deal, share
 from data_pipes.masking import FROZEN_EPOCH, Hidden, Masking, hide
 from data_pipes.order import Order, PlainOrder
+from data_pipes.ordering.division import check_division, check_rank, deal, share
+from data_pipes.ordering.shapes import tabulate_slots
 from data_pipes.rows import RowSource
-from data_pipes.shapes import tabulate_slots
 
 _MAX_WORKERS = 4
 # Rows of 512 pieces: masking 8 at once takes twice the time a row that 32 take.

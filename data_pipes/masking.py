@@ -13,13 +13,13 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from data_pipes.choice import choose_smallest
-from data_pipes.draws import Stream, as_below, as_unit, count_from, draw_at, draw_streams
+from data_pipes.masks.choice import choose_smallest
+from data_pipes.masks.draws import Stream, as_below, as_unit, count_from, draw_at, draw_streams
+from data_pipes.masks.spans import choose_spans, find_start_chance
+from data_pipes.masks.suffixes import SuffixRules, load_suffix_rules
+from data_pipes.masks.units import Units, Words, find_units, find_words, flag_pieces
+from data_pipes.masks.weights import TermWeights
 from data_pipes.rows import Rows
-from data_pipes.spans import choose_spans, find_start_chance
-from data_pipes.suffixes import SuffixRules, load_suffix_rules
-from data_pipes.units import Units, Words, find_units, find_words, flag_pieces
-from data_pipes.weights import TermWeights
 
 MaskingKind: TypeAlias = Literal["whole_word", "token", "span", "character", "character_span"]
 SuffixChoice: TypeAlias = Literal["any", "never", "always"]

@@ -23,10 +23,10 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipes.align import AlignMap
-from data_pipes.changes import SEPARATOR, Bound, Changes, NormalizerError
-from data_pipes.keys import suggest
-from data_pipes.term_rules import find_rule_file, read_term_rules
-from data_pipes.terms import TermFinder
+from data_pipes.normalizing.changes import SEPARATOR, Bound, Changes, NormalizerError
+from data_pipes.normalizing.keys import suggest
+from data_pipes.normalizing.term_rules import find_rule_file, read_term_rules
+from data_pipes.normalizing.terms import TermFinder
 
 # Goes into the cache key: raise it when a normaliser's result changes.
 VERSION = 1

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
-from data_pipes.draws import Stream, draw_at, draw_rows, mix
+from data_pipes.masks.draws import Stream, draw_at, draw_rows, mix
 
 # On 4 values, chi2 over all permutations is 17 times its mean after 6 rounds, 2.6 times after 8, and within
 # chance after 10. What stays, and does no harm: a permutation of 16 or more values by a network is even.

@@ -12,9 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from data_pipes.building.preparation import Preparation
 from data_pipes.documents import SourceError
 from data_pipes.files import find_cache_root, hold_lock
-from data_pipes.preparation import Preparation
 from data_pipes.store import Store, is_whole
 
 Progress = Callable[[str, int], None]
@@ -75,8 +75,8 @@ def build_store(
 ) -> None:
     """Build a store in its place; the caller holds its lock. Wrong input leaves nothing behind."""
     # Imported here: finding a store needs no tokenizer.
-    from data_pipes.builder import PROGRESS, STATE, Builder
-    from data_pipes.writer import write_manifest
+    from data_pipes.building.builder import PROGRESS, STATE, Builder
+    from data_pipes.building.writer import write_manifest
 
     folder = root / "stores" / key
     if not (folder / STATE).is_file() and folder.is_dir():
@@ -108,8 +108,8 @@ def _prepare_tokenizer(preparation: Preparation, folder: Path, root: Path, progr
         return place
     shutil.rmtree(draft, ignore_errors=True)
     # Imported here: transformers takes seconds.
+    from data_pipes.tokens.words import load_tokenizer
     from data_pipes.vocab import train_tokenizer
-    from data_pipes.words import load_tokenizer
 
     if preparation.train_tokenizer is None:
         load_tokenizer(Path(preparation.tokenizer or "")).save_pretrained(str(draft))
@@ -124,7 +124,7 @@ def _read_training_texts(
     preparation: Preparation, folder: Path, root: Path, progress: Callable[[int], None]
 ) -> Iterator[pa.StringArray]:
     """Cleaned, new documents of the training split, batch by batch; an overlap raises after the last one."""
-    from data_pipes.encode import BatchEncoder
+    from data_pipes.building.encode import BatchEncoder
     from data_pipes.sources import read_batches
     from data_pipes.split import Splitter
 

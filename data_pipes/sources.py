@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data_pipes import hub, packages, parquet
-from data_pipes.archives import hash_steadily, open_stream
-from data_pipes.columns import BATCH_ROWS, Columns, cut_batches, make_column
 from data_pipes.documents import Batch, SourceError, pc
-from data_pipes.hub import HubSource
-from data_pipes.intake import Intake
-from data_pipes.kinds import (
+from data_pipes.reading import hub, packages, parquet
+from data_pipes.reading.archives import hash_steadily, open_stream
+from data_pipes.reading.columns import BATCH_ROWS, Columns, cut_batches, make_column
+from data_pipes.reading.hub import HubSource
+from data_pipes.reading.intake import Intake
+from data_pipes.reading.kinds import (
     AlignedSource,
     CsvSource,
     FileSource,
@@ -22,11 +22,11 @@ from data_pipes.kinds import (
     TextSource,
     parse_source,
 )
-from data_pipes.lines import read_lines
-from data_pipes.paragraphs import read_paragraphs, read_whole
-from data_pipes.paths import find_files
-from data_pipes.records import Fields, read_jsonl
-from data_pipes.tables import read_csv
+from data_pipes.reading.lines import read_lines
+from data_pipes.reading.paragraphs import read_paragraphs, read_whole
+from data_pipes.reading.paths import find_files
+from data_pipes.reading.records import Fields, read_jsonl
+from data_pipes.reading.tables import read_csv
 
 __all__ = [
     "AlignedSource",

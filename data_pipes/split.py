@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from data_pipes.documents import Batch
-from data_pipes.duplicates import Arrays, HashSet
-from data_pipes.hashes import hash_texts, mix_bits
+from data_pipes.duplication.duplicates import Arrays, HashSet
+from data_pipes.duplication.hashes import hash_texts, mix_bits
 
 __all__ = [
     "HashSet",

@@ -17,10 +17,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from data_pipes.builder import PROGRESS
+from data_pipes.building.builder import PROGRESS
+from data_pipes.building.preparation import Preparation
 from data_pipes.documents import SourceError
 from data_pipes.files import find_cache_root, write_atomically
-from data_pipes.preparation import Preparation
 from data_pipes.prepare import build_store
 from data_pipes.store import Kind, Store, StoredRows, is_whole
 

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from data_pipes.boundaries import find_sentence_starts, find_sentences, find_word_starts
 from data_pipes.documents import flatten_code_points
-from data_pipes.lexicon import Lexicon, is_local
+from data_pipes.tokens.boundaries import find_sentence_starts, find_sentences, find_word_starts
+from data_pipes.tokens.lexicon import Lexicon, is_local
 
 # Marks of a space before a piece: Metaspace (Unigram), and the byte-level alphabet's blank, newline, tab. The
 # latter are letters of Maltese and Esperanto everywhere else.

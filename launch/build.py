@@ -15,16 +15,16 @@ from torch.optim import Optimizer
 from transformers import AutoTokenizer, CanineTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from data_pipes.collate import MASK_CHARACTER, Layout
-from data_pipes.extend import map_new_pieces
 from data_pipes.feed import Feed, FrozenBatches, StepBatch, count_workers
 from data_pipes.masking import Masking
-from data_pipes.mixture import Mixture
+from data_pipes.masks.weights import TermWeights
 from data_pipes.order import Order, PlainOrder
-from data_pipes.shapes import choose_shapes
+from data_pipes.ordering.mixture import Mixture
+from data_pipes.ordering.shapes import choose_shapes
+from data_pipes.ordering.stream_order import StreamOrder
 from data_pipes.store import Store
-from data_pipes.stream_order import StreamOrder
 from data_pipes.tokenize import PieceEncoder
-from data_pipes.weights import TermWeights
+from data_pipes.vocabulary.extend import map_new_pieces
 from launch import optim
 from launch.engine import build_accelerator, check_model
 from launch.hardware import Profile

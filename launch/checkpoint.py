@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data_pipes.identity import check_identity, write_identity
 from data_pipes.store import Store
 from data_pipes.tokenize import TokenizerError
+from data_pipes.vocabulary.identity import check_identity, write_identity
 from launch.build import Job
 from launch.evaluate import Score
 from launch.manifest import commit_folder, find_checkpoints, find_damage

@@ -65,7 +65,7 @@ def find_tokenizer(source: str, may_download: bool) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    from data_pipes.preparation import TOKENIZER_FILES
+    from data_pipes.building.preparation import TOKENIZER_FILES
 
     patterns = ["config.json", *TOKENIZER_FILES]
     try:
@@ -82,8 +82,8 @@ def find_tokenizer(source: str, may_download: bool) -> Path | None:
 
 def _find_extended(folder: Path, extension: Extension, may_build: bool) -> Path | None:
     """The folder of a tokenizer grown by a list of terms, kept in the cache by the content of both."""
+    from data_pipes.building.preparation import hash_tokenizer
     from data_pipes.files import find_cache_root, hash_file, hold_lock
-    from data_pipes.preparation import hash_tokenizer
 
     root = find_cache_root()
     try:

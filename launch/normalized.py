@@ -24,8 +24,8 @@ from rich.progress import (
 )
 
 from data_pipes.documents import Batch
-from data_pipes.intake import Intake
 from data_pipes.normalize import Normalized, Normalizer, normalize_batch, parse_normalizers
+from data_pipes.reading.intake import Intake
 from data_pipes.sources import count_estimate, parse_source, read_batches
 from launch.verdict import MACHINE, REQUEST, RunError
 

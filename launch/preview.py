@@ -10,10 +10,10 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from data_pipes.collate import MASK_CHARACTER
-from data_pipes.intake import describe_example
 from data_pipes.masking import Hidden, Masking, describe_rate, hide
+from data_pipes.masks.units import find_words
+from data_pipes.reading.intake import describe_example
 from data_pipes.rows import Rows
-from data_pipes.units import find_words
 from launch.build import build_masking, build_tokenizer
 from launch.console import prepare_with_progress
 from launch.recipe import Recipe

@@ -20,8 +20,8 @@ from launch.verdict import MACHINE, REQUEST, RunError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from data_pipes.fragments import Report
-    from data_pipes.mine import Mining
+    from data_pipes.vocabulary.fragments import Report
+    from data_pipes.vocabulary.mine import Mining
 
 COLUMNS = ("term", "count", "pieces", "score", "origin")
 _NUM_SHOWN = 10
@@ -54,7 +54,7 @@ def mine(
     if out.exists():
         raise RunError(REQUEST, f"{out} is there already; name another file, or remove it")
     with _explain_errors():
-        from data_pipes.mine import mine_terms
+        from data_pipes.vocabulary.mine import mine_terms
 
         mining = mine_terms(
             _read_texts(recipe, is_training_only=True),
@@ -82,8 +82,8 @@ def extend(tokenizer: str | Path, terms: Path, out: Path, *, version: str | None
         RunError: the request is wrong, or the folder cannot be written.
     """
     with _explain_errors():
-        from data_pipes.extend import extend_tokenizer
-        from data_pipes.identity import identify_tokenizer
+        from data_pipes.vocabulary.extend import extend_tokenizer
+        from data_pipes.vocabulary.identity import identify_tokenizer
 
         extension = extend_tokenizer(_load(str(tokenizer)), read_terms(terms), out, version=version)
         identity = identify_tokenizer(extension.tokenizer)
@@ -114,7 +114,7 @@ def report(
         RunError: the request is wrong.
     """
     with _explain_errors():
-        from data_pipes.fragments import report_fragments
+        from data_pipes.vocabulary.fragments import report_fragments
 
         wanted = None if terms is None else read_terms(terms)
         texts = _read_texts(recipe, is_training_only=False)
@@ -153,7 +153,7 @@ def _explain_errors() -> Iterator[None]:
 
 
 def _load(source: str) -> "PreTrainedTokenizerBase":
-    from data_pipes.words import load_tokenizer
+    from data_pipes.tokens.words import load_tokenizer
 
     folder = find_tokenizer(source, True)
     assert folder is not None
@@ -166,7 +166,7 @@ def _load_of_recipe(recipe: Recipe) -> "PreTrainedTokenizerBase":
     if recipe.tokenizer.source != "train":
         return _load(recipe.tokenizer.source)
     from data_pipes.prepare import find_store
-    from data_pipes.words import load_tokenizer
+    from data_pipes.tokens.words import load_tokenizer
 
     store = find_store(**(store_arguments(recipe) or {}))
     if store is None:
@@ -183,8 +183,8 @@ def _read_texts(recipe: Recipe, *, is_training_only: bool) -> Iterator[pa.String
     from data_pipes.clean import apply_rules, parse_rules
     from data_pipes.documents import SourceError
     from data_pipes.files import find_cache_root
-    from data_pipes.intake import Intake
     from data_pipes.normalize import normalize_texts, parse_normalizers
+    from data_pipes.reading.intake import Intake
     from data_pipes.sources import parse_source, read_batches
     from data_pipes.split import choose_evaluation, hash_texts
 

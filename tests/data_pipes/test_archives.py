@@ -11,9 +11,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from data_pipes import archives, lines
 from data_pipes.documents import SourceError
-from data_pipes.intake import Intake
+from data_pipes.reading import archives, lines
+from data_pipes.reading.intake import Intake
 from data_pipes.sources import CsvSource, JsonlSource, TextSource, count_estimate, read_batches
 
 ROOT = Path(__file__).parents[2]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data_pipes.boundaries import find_sentences
+from data_pipes.tokens.boundaries import find_sentences
 
 
 def find(*texts):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipes import builder, encode
+from data_pipes.building import builder, encode
 from data_pipes.prepare import find_store, prepare_store
 from tests.data_pipes.tiny_tokenizers import make_unigram
 
@@ -190,7 +190,7 @@ def test_the_order_of_files_does_not_move_a_document_to_the_other_split(corpus, 
 
 KILL = """
 import json, sys, time
-from data_pipes import builder
+from data_pipes.building import builder
 from data_pipes.prepare import prepare_store
 builder.SAVE_SECONDS = 0.0
 def show(stage, num_documents):

@@ -6,7 +6,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipes.census import WordCounter, find_words, read_words
+from data_pipes.vocabulary.census import WordCounter, find_words, read_words
 from tests.data_pipes.test_tokenize import ODD_TEXTS
 
 TEXT = (
@@ -59,7 +59,7 @@ def classify(character):
         return "punctuation"
     if category[0] == "M":
         return "mark"
-    from data_pipes.characters import UNSPACED_BLOCKS
+    from data_pipes.tokens.characters import UNSPACED_BLOCKS
 
     is_unspaced = any(start <= ord(character) < end for start, end in UNSPACED_BLOCKS) and category[0] in "LN"
     return "unspaced" if is_unspaced else "word"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipes import characters
-from data_pipes.characters import build_class_table, encode_characters
+from data_pipes.tokens import characters
+from data_pipes.tokens.characters import build_class_table, encode_characters
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 

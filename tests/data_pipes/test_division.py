@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipes.division import count_slots, cut, share
+from data_pipes.ordering.division import count_slots, cut, share
 
 EIGHTS = np.maximum(8, -(-np.arange(33) // 8) * 8)
 

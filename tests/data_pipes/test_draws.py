@@ -3,7 +3,7 @@ import warnings
 import numpy as np
 import pytest
 
-from data_pipes.draws import (
+from data_pipes.masks.draws import (
     Stream,
     as_below,
     as_unit,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipes.duplicates import BlockedFilter, HashSet
-from data_pipes.runs import BLOCK, CHUNK, RunError, merge_runs, write_run
+from data_pipes.duplication.duplicates import BlockedFilter, HashSet
+from data_pipes.duplication.runs import BLOCK, CHUNK, RunError, merge_runs, write_run
 
 ROOT = Path(__file__).parents[2]
 ALL = np.arange(31, dtype=np.uint64)
@@ -151,7 +151,7 @@ MEMORY = """
 import re, sys
 from pathlib import Path
 import numpy as np
-from data_pipes.duplicates import HashSet
+from data_pipes.duplication.duplicates import HashSet
 
 def peak():
     # Not getrusage: there a new process begins with the peak of the one that started it.

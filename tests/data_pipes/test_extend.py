@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, DebertaV2Tokenizer
 
-from data_pipes import extend
-from data_pipes.extend import extend_tokenizer, map_new_pieces
-from data_pipes.identity import identify_tokenizer
-from data_pipes.scores import MARGIN
 from data_pipes.tokenize import PieceEncoder, TokenizerError
+from data_pipes.vocabulary import extend
+from data_pipes.vocabulary.extend import extend_tokenizer, map_new_pieces
+from data_pipes.vocabulary.identity import identify_tokenizer
+from data_pipes.vocabulary.scores import MARGIN
 from tests.data_pipes.test_tokenize import ODD_TEXT, is_encodable
 from tests.data_pipes.tiny_tokenizers import (
     SPECIAL_PIECES,

@@ -11,10 +11,10 @@ import torch
 from data_pipes.collate import Layout
 from data_pipes.feed import Feed, FrozenBatches, count_workers, move_batch
 from data_pipes.masking import FROZEN_EPOCH, Masking, hide
-from data_pipes.mixture import Mixture
 from data_pipes.order import rows_of_step
+from data_pipes.ordering.mixture import Mixture
+from data_pipes.ordering.stream_order import StreamOrder
 from data_pipes.rows import Rows
-from data_pipes.stream_order import StreamOrder
 
 LAYOUT = Layout(kind="words", row_length=24)
 MASKING = Masking(

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipes.census import find_words
-from data_pipes.extend import extend_tokenizer
-from data_pipes.fragments import report_fragments
 from data_pipes.tokenize import TokenizerError
+from data_pipes.vocabulary.census import find_words
+from data_pipes.vocabulary.extend import extend_tokenizer
+from data_pipes.vocabulary.fragments import report_fragments
 from tests.data_pipes.test_extend import NEAR_TEXT, make_scored_unigram
 from tests.data_pipes.test_tokenize import ODD_TEXT, is_encodable
 from tests.data_pipes.tiny_tokenizers import make_byte_level, make_unigram, make_wordpiece

@@ -10,10 +10,10 @@ import pyarrow.parquet
 import pytest
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from data_pipes import hub
 from data_pipes.documents import SourceError
-from data_pipes.intake import Intake
 from data_pipes.prepare import find_store, prepare_store
+from data_pipes.reading import hub
+from data_pipes.reading.intake import Intake
 from data_pipes.sources import HubSource, count_estimate, hash_source, parse_source, read_batches
 
 ROOT = Path(__file__).parents[2]

@@ -3,8 +3,9 @@ import json
 import pytest
 from transformers import AddedToken, AutoTokenizer, CanineTokenizer, DebertaV2Tokenizer
 
-from data_pipes.extend import extend_tokenizer
-from data_pipes.identity import (
+from data_pipes.tokenize import TokenizerError
+from data_pipes.vocabulary.extend import extend_tokenizer
+from data_pipes.vocabulary.identity import (
     FILE_NAME,
     check_identity,
     identify_tokenizer,
@@ -12,7 +13,6 @@ from data_pipes.identity import (
     read_identity,
     write_identity,
 )
-from data_pipes.tokenize import TokenizerError
 from tests.data_pipes.tiny_tokenizers import MAKERS, make_unigram, make_wordpiece
 
 KINDS = pytest.mark.parametrize("kind", list(MAKERS))

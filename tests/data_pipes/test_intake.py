@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipes import intake as module
 from data_pipes.documents import SourceError
-from data_pipes.intake import Intake, escape, shorten
+from data_pipes.reading import intake as module
+from data_pipes.reading.intake import Intake, escape, shorten
 
 
 def test_the_default_policy_raises_at_the_first_bad_line_with_its_place_and_beginning():

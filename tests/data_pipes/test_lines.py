@@ -4,9 +4,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_pipes import lines
 from data_pipes.documents import SourceError
-from data_pipes.intake import Intake
+from data_pipes.reading import lines
+from data_pipes.reading.intake import Intake
 from data_pipes.sources import JsonlSource, TextSource, read_batches
 
 # Bytes from which lines of every kind are made: ends, blanks, halves of characters, NUL, marks.

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipes.draws import Stream, draw
 from data_pipes.masking import FROZEN_EPOCH, Masking, describe_rate, hide
+from data_pipes.masks.draws import Stream, draw
 from data_pipes.rows import Rows
 
 MASK, SPECIALS, ORDINARY = 4, (0, 1, 2, 3, 4), np.arange(10, 60)

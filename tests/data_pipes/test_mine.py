@@ -1,9 +1,9 @@
 import pyarrow as pa
 import pytest
 
-from data_pipes import mine
-from data_pipes.mine import mine_terms
 from data_pipes.tokenize import TokenizerError
+from data_pipes.vocabulary import mine
+from data_pipes.vocabulary.mine import mine_terms
 from tests.data_pipes.tiny_tokenizers import make_byte_level, make_unigram, make_wordpiece
 
 TEXT = (
@@ -42,8 +42,8 @@ def test_the_score_is_what_a_piece_of_its_own_would_save():
 
 
 def test_pieces_saved_are_pieces_saved(tmp_path):
-    from data_pipes.extend import extend_tokenizer
-    from data_pipes.fragments import report_fragments
+    from data_pipes.vocabulary.extend import extend_tokenizer
+    from data_pipes.vocabulary.fragments import report_fragments
 
     tokenizer = make_unigram()
     text = "the trilobites say trilobites they limestone the reef reef reef"

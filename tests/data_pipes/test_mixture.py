@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipes.mixture import MAX_CYCLE, Mixture, schedule
 from data_pipes.order import PlainOrder, permute
+from data_pipes.ordering.mixture import MAX_CYCLE, Mixture, schedule
 
 SIZES = [7, 20, 3]
 

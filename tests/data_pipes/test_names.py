@@ -137,6 +137,6 @@ def test_names_in_capitals_become_lower_case():
 def test_an_unknown_direction_and_a_missing_library_are_named(monkeypatch):
     with pytest.raises(RuleError, match="'idn': to is 'latin', wanted ascii or unicode"):
         parse_rules([{"kind": "idn", "to": "latin"}])
-    monkeypatch.setattr("data_pipes.names.find_spec", lambda name: None)
+    monkeypatch.setattr("data_pipes.cleaning.names.find_spec", lambda name: None)
     with pytest.raises(RuleError, match="needs the package idna: pip install idna"):
         parse_rules(["idn"])

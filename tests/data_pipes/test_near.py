@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipes.documents import Batch
-from data_pipes.near import NearDuplicates
-from data_pipes.shingles import IS_SEPARATOR, find_shingles
-from data_pipes.signatures import SignatureError, choose_bands
+from data_pipes.duplication.near import NearDuplicates
+from data_pipes.duplication.shingles import IS_SEPARATOR, find_shingles
+from data_pipes.duplication.signatures import SignatureError, choose_bands
 from data_pipes.split import OverlapError
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from data_pipes.normalize import (
     normalize_texts,
     parse_normalizers,
 )
-from data_pipes.term_rules import SHIPPED, read_term_rules
+from data_pipes.normalizing.term_rules import SHIPPED, read_term_rules
 
 SPECS = ["nfkc", "ligatures", "hyphens", "whitespace", {"kind": "terms", "file": "chronostratigraphy"}]
 TERMS = parse_normalizers(SPECS[-1:])

@@ -5,9 +5,9 @@ import zipfile
 
 import pytest
 
-from data_pipes import packages
 from data_pipes.documents import SourceError
-from data_pipes.intake import Intake
+from data_pipes.reading import packages
+from data_pipes.reading.intake import Intake
 from data_pipes.sources import PackageSource, count_estimate, read_batches
 
 HOSTS = ["a.com", "example.org", "xn--bcher-kva.example"]

@@ -4,9 +4,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipes import columns, lines, parquet
 from data_pipes.documents import SourceError
-from data_pipes.intake import Intake
+from data_pipes.reading import columns, lines, parquet
+from data_pipes.reading.intake import Intake
 from data_pipes.sources import ParquetSource, count_estimate, hash_source, read_batches
 
 ROWS = [

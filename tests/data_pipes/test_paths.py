@@ -3,7 +3,7 @@ import os
 import pytest
 
 from data_pipes.documents import SourceError
-from data_pipes.paths import find_files
+from data_pipes.reading.paths import find_files
 
 
 def touch(folder, *names):

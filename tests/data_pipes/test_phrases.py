@@ -4,8 +4,8 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipes.census import read_words
-from data_pipes.phrases import PhraseCounter
+from data_pipes.vocabulary.census import read_words
+from data_pipes.vocabulary.phrases import PhraseCounter
 
 TERMS = ["Burgess_Shale", "Burgess_Shale_Formation", "New_New", "Shale", "a__b", "_x"]
 

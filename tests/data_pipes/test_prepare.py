@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipes import packages
+from data_pipes.building.preparation import Preparation
 from data_pipes.documents import SourceError
-from data_pipes.preparation import Preparation
 from data_pipes.prepare import find_store, prepare_store
+from data_pipes.reading import packages
 from data_pipes.split import OverlapError
 from data_pipes.store import StoreError
 

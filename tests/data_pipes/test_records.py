@@ -8,11 +8,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_pipes import lines, records
-from data_pipes.columns import make_column
 from data_pipes.documents import SourceError
-from data_pipes.intake import Intake
-from data_pipes.records import Fields, parse_lines
+from data_pipes.reading import lines, records
+from data_pipes.reading.columns import make_column
+from data_pipes.reading.intake import Intake
+from data_pipes.reading.records import Fields, parse_lines
 from data_pipes.sources import AlignedSource, JsonlSource, read_batches
 
 ROOT = Path(__file__).parents[2]
@@ -168,7 +168,7 @@ def test_long_lines_are_left_to_python(tmp_path, monkeypatch, length, is_fast):
 def test_a_bare_null_line_does_not_reach_arrow_which_crashes_on_it(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\nnull\n')
     code = (
-        "import sys; from data_pipes.sources import *; from data_pipes.intake import Intake\n"
+        "import sys; from data_pipes.sources import *; from data_pipes.reading.intake import Intake\n"
         "intake = Intake('skip', 1.0)\n"
         "list(read_batches(JsonlSource(sys.argv[1]), None, intake)); print(intake.describe()['skipped'])"
     )

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipes.collate import Layout
-from data_pipes.division import share
-from data_pipes.shapes import choose_accumulation, choose_shapes, expect_slots, tabulate_slots
+from data_pipes.ordering.division import share
+from data_pipes.ordering.shapes import choose_accumulation, choose_shapes, expect_slots, tabulate_slots
 
 NAMES = Layout(kind="characters", row_length=66)
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipes import lines
 from data_pipes.documents import SourceError
 from data_pipes.files import hash_file
-from data_pipes.intake import Intake
+from data_pipes.reading import lines
+from data_pipes.reading.intake import Intake
 from data_pipes.sources import (
     AlignedSource,
     CsvSource,

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipes.draws import Stream, draw_streams
 from data_pipes.masking import Masking, hide
+from data_pipes.masks.draws import Stream, draw_streams
+from data_pipes.masks.spans import choose_spans, find_start_chance
 from data_pipes.rows import Rows
-from data_pipes.spans import choose_spans, find_start_chance
 
 STREAMS = (Stream.SPAN_START, Stream.SPAN_SLOT, Stream.SPAN_TURN)
 MASK = 4

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipes.documents import Batch, flatten_code_points
-from data_pipes.hashes import BLOCK, hash_spans
+from data_pipes.duplication.hashes import BLOCK, hash_spans
 from data_pipes.split import OverlapError, Splitter, choose_evaluation, hash_texts
 
 ROOT = Path(__file__).parents[2]

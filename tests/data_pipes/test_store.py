@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipes.building.writer import SplitWriter, write_manifest
 from data_pipes.rows import Rows
 from data_pipes.store import BLOCK_ROWS, SPLITS, Store, StoreError, pack_bits
-from data_pipes.writer import SplitWriter, write_manifest
 
 
 def make_word_rows(lengths, seed=0):

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from data_pipes import stream
+from data_pipes.building.preparation import Preparation
 from data_pipes.files import hold_lock
-from data_pipes.preparation import Preparation
+from data_pipes.ordering.stream_order import StreamOrder
 from data_pipes.prepare import build_store, prepare_store
 from data_pipes.stream import GrowingRows, StreamError, open_stream
-from data_pipes.stream_order import StreamOrder
 
 NUM_FILES, NUM_NAMES, SHARD = 6, 50, 100
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipes.order import permute
-from data_pipes.stream_order import StreamOrder
+from data_pipes.ordering.stream_order import StreamOrder
 
 
 class Arriving:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from data_pipes.documents import flatten_code_points
 from data_pipes.masking import Masking, describe_rate, hide
+from data_pipes.masks.suffixes import SuffixRules, find_suffixes, load_suffix_rules
 from data_pipes.rows import Rows
-from data_pipes.suffixes import SuffixRules, find_suffixes, load_suffix_rules
 
 MASK = 0xE003
 LIST = """

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_pipes import lines, tables
 from data_pipes.documents import SourceError
-from data_pipes.intake import Intake
+from data_pipes.reading import lines, tables
+from data_pipes.reading.intake import Intake
 from data_pipes.sources import CsvSource, parse_source, read_batches
 
 CELLS = st.text(st.sampled_from('ab ,"\n\t\u00e9\U0001f600'), max_size=6)
@@ -94,7 +94,7 @@ def test_both_ways_of_reading_any_bytes_agree_and_account_for_every_line(
 
 def test_a_large_plain_table_takes_the_fast_way_and_its_batches_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(lines, "BLOCK_BYTES", 1 << 16)
-    monkeypatch.setattr("data_pipes.columns.BATCH_ROWS", 3000)
+    monkeypatch.setattr("data_pipes.reading.columns.BATCH_ROWS", 3000)
     path = tmp_path / "a.tsv"
     path.write_text("n\ttext\n" + "".join(f"{n}\tname {n}\n" for n in range(30_000)) + "7\n\n8\t \n9\tend\n")
     intake = Intake("skip")

@@ -11,9 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, CanineTokenizer, DebertaV2Tokenizer
 
-from data_pipes import lexicon
-from data_pipes.lexicon import is_local
 from data_pipes.tokenize import PieceEncoder, TokenizerError
+from data_pipes.tokens import lexicon
+from data_pipes.tokens.lexicon import is_local
 from tests.data_pipes.test_characters import is_connector, is_mark, is_punctuation, is_space, is_unspaced
 from tests.data_pipes.tiny_tokenizers import MAKERS, SPECIAL_PIECES, TEXT
 
@@ -493,7 +493,7 @@ def test_a_folder_without_a_fast_tokenizer_is_refused(tmp_path):
 def test_a_process_that_only_encodes_imports_neither_torch_nor_transformers(tmp_path):
     MAKERS["unigram"]().save_pretrained(tmp_path)
     code = (
-        "import sys; from data_pipes.tokenize import PieceEncoder; import data_pipes.words, data_pipes.pack;"
+        "import sys; from data_pipes.tokenize import PieceEncoder; import data_pipes.tokens.words, data_pipes.pack;"
         "PieceEncoder.from_folder(sys.argv[1]); print({'torch', 'transformers'} & set(sys.modules))"
     )
     ran = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)

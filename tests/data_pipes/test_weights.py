@@ -6,9 +6,9 @@ import pyarrow as pa
 import pytest
 
 from data_pipes.masking import FROZEN_EPOCH, Masking, hide
+from data_pipes.masks.weights import TermWeights, hash_words
 from data_pipes.rows import Rows
 from data_pipes.tokenize import PieceEncoder
-from data_pipes.weights import TermWeights, hash_words
 from tests.data_pipes.tiny_tokenizers import MAKERS
 
 TERMS = ["trilobites", "Wheeler_Formation", "Burgess_Shale", "", "   "]

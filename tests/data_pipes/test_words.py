@@ -2,9 +2,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipes import words
 from data_pipes.tokenize import PieceEncoder, TokenizerError
-from data_pipes.words import load_tokenizer, split_columns, tokenize_texts
+from data_pipes.tokens import words
+from data_pipes.tokens.words import load_tokenizer, split_columns, tokenize_texts
 from tests.data_pipes.tiny_tokenizers import MAKERS
 
 TEXTS = ["the Wheeler Formation yields trilobites. They say", "they say", "", "the fossils " * 30] * 5

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from data_pipes.identity import identify_tokenizer, read_identity
-from data_pipes.mixture import Mixture
+from data_pipes.ordering.mixture import Mixture
+from data_pipes.vocabulary.identity import identify_tokenizer, read_identity
 from launch.build import build_layout, build_masking, build_model, build_order, build_tokenizer
 from launch.corpus import measure_corpus, prepare_corpus
 from launch.hardware import find_profile

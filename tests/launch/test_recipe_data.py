@@ -7,10 +7,10 @@ from typing import get_args
 import pytest
 
 from data_pipes.clean import RULES, parse_rules
-from data_pipes.intake import Intake
-from data_pipes.kinds import KINDS, parse_source
-from data_pipes.near import NearDuplicates
+from data_pipes.duplication.near import NearDuplicates
 from data_pipes.normalize import parse_normalizers
+from data_pipes.reading.intake import Intake
+from data_pipes.reading.kinds import KINDS, parse_source
 from launch import recipe_clean, recipe_data
 from launch.corpus import describe_source
 

@@ -1,0 +1,1 @@
+"""Duplication: texts twice, exactly (hashes, duplicates, runs) or nearly (near, shingles, signatures)."""
