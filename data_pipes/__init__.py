@@ -14,7 +14,7 @@
     yardsticks                two count tables that a trained model must beat
 
 For example, step 7 of a run on two ranks: `order` gives its rows, the same for every rank;
-`ordering.division` gives rank 1 its micro-batches; `store` copies their pieces; `masking.hide` hides words by (seed, epoch, row
-id); `collate` makes tensors. Nothing of it depends on steps 1 to 6, so a resume needs the number 7 and
-nothing else.
+`ordering.division` gives rank 1 its micro-batches; `store` copies their pieces; `masking.hide` hides words by
+(seed, epoch, row id); `collate` makes tensors. Nothing of it depends on steps 1 to 6, so a resume needs the
+number 7 and nothing else.
 """

@@ -1,4 +1,4 @@
-"""Reading: files, archives, tables, package members and hub datasets as batches of documents; bad input is counted.
+"""Reading: files, package members and hub datasets as batches of documents; bad input is counted.
 
 kinds            what a source is: plain settings
 intake           bad input: raised, or skipped and counted by reason

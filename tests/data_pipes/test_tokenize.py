@@ -493,7 +493,8 @@ def test_a_folder_without_a_fast_tokenizer_is_refused(tmp_path):
 def test_a_process_that_only_encodes_imports_neither_torch_nor_transformers(tmp_path):
     MAKERS["unigram"]().save_pretrained(tmp_path)
     code = (
-        "import sys; from data_pipes.tokenize import PieceEncoder; import data_pipes.tokens.words, data_pipes.pack;"
+        "import sys; import data_pipes.tokens.words, data_pipes.pack\n"
+        "from data_pipes.tokenize import PieceEncoder\n"
         "PieceEncoder.from_folder(sys.argv[1]); print({'torch', 'transformers'} & set(sys.modules))"
     )
     ran = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
