@@ -93,6 +93,8 @@ def fit_words(cut: Cut, words: Words, keys: np.ndarray) -> Fit:
     is_marked &= np.append(solid, 0)[first] > 0
     # A mark before a piece that holds more than the word (a bracket before it) is not the word's.
     is_marked &= np.append(starts, 0)[first] == words.starts
+    # Nor is one at the end of the text before.
+    is_marked &= np.append(cut.ends, 0)[np.append(solid, 0)[first] - 1] >= words.starts
     words_of = np.repeat(np.arange(len(first)), num_solid)
     within = np.arange(len(words_of)) - np.repeat(np.cumsum(num_solid) - num_solid, num_solid)
     places = np.repeat(first, num_solid) + within

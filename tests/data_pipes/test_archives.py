@@ -169,7 +169,7 @@ def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").write_text("x")
     code = (
-        "import os, pathlib, sys; from data_pipes import archives\n"
+        "import os, pathlib, sys; from data_pipes.reading import archives\n"
         "pipe, file = pathlib.Path('pipe'), pathlib.Path('file')\n"
         "pathlib.Path.stat = lambda path: os.stat('file')\n"  # what it was a moment ago
         "try:\n    with archives.open_file(pipe): pass\nexcept archives.SourceError as error: print(error)"

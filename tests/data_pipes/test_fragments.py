@@ -3,7 +3,7 @@ from collections import Counter
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipes.tokenize import TokenizerError
@@ -68,6 +68,7 @@ def cut_slowly(tokenizer, text):
 
 @pytest.mark.parametrize("kind", [*MAKERS, "wordpiece_model"])
 @settings(max_examples=80, deadline=None)
+@example(texts=["\u2581", "the"])
 @given(texts=TEXTS)
 def test_the_report_is_that_of_a_loop_over_words(pairs, kind, texts):
     before, extension = pairs[kind]
