@@ -32,6 +32,7 @@ from transformers import CanineTokenizer, DataCollatorForLanguageModeling
 from benchmarks.turns import NUM_TURNS, rate, write_names, write_text
 from data_pipes.collate import MASK_CHARACTER, NOT_A_TARGET, Layout, collate
 from data_pipes.documents import flatten_code_points
+from data_pipes.feed import Feed
 from data_pipes.masking import Masking, hide
 from data_pipes.rows import Rows
 from data_pipes.tokenize import PieceEncoder
@@ -105,6 +106,20 @@ def compare_words(path: Path, folder: Path) -> Iterator[tuple[str, ...]]:
             *compare(ours, NUM_ROWS, peer, NUM_ROWS),
         )
 
+    # A step of the feed: its micro-batches are copied and hidden together, then laid out one by one.
+    masking = Masking("whole_word", 0.15, tokenizer.mask_token_id, randoms, specials)  # pyright: ignore[reportArgumentType]
+    feed = Feed(rows, layout=layout, masking=masking, seed=1, global_batch=NUM_ROWS, micro_batch=8)
+    yield (
+        f"a step of {NUM_ROWS} rows of {ROW_LENGTH} in micro-batches of 8, order and copy included",
+        "DataCollatorForLanguageModeling, whole words",
+        *compare(
+            lambda: feed.load(0),
+            NUM_ROWS,
+            lambda: [collator(examples[at : at + 8]) for at in range(0, NUM_ROWS, 8)],
+            NUM_ROWS,
+        ),
+    )
+
 
 def compare_names(path: Path) -> Iterator[tuple[str, ...]]:
     """Names per second from code points to masked batches of exact lengths, sorted as the feed does."""
@@ -163,7 +178,7 @@ def mask_in_loop(tokenizer: Any, names: list[str], randoms: np.ndarray, chance: 
 
 
 def compare(
-    ours: Callable[[], None], num_ours: int, peer: Callable[[], None], num_peer: int
+    ours: Callable[[], Any], num_ours: int, peer: Callable[[], Any], num_peer: int
 ) -> tuple[str, str, str]:
     """Both rates and their ratio, with turns of about equal length."""
     seconds = [_measure(work) for work in (ours, peer, ours, peer)][2:]
@@ -178,7 +193,7 @@ def compare(
     return rate(num_repeats * num_ours / first, num_peer / second)
 
 
-def _measure(work: Callable[[], None]) -> float:
+def _measure(work: Callable[[], Any]) -> float:
     start = time.process_time()
     work()
     return time.process_time() - start

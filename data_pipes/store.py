@@ -78,21 +78,26 @@ class StoredRows:
 
     @cached_property
     def _lengths(self) -> np.ndarray:
-        return self._map("lengths", self.summary["lengths_type"])[: self.num_rows]
+        return self._map("lengths", self.summary["lengths_type"], self.num_rows)
 
     @cached_property
     def _blocks(self) -> np.ndarray:
-        return self._map("blocks", "uint64")
+        return self._map("blocks", "uint64", -(-self.num_rows // BLOCK_ROWS))
 
     @cached_property
     def _pieces(self) -> np.ndarray:
-        return self._map("pieces", self.summary["pieces_type"])[: self.num_pieces]
+        return self._map("pieces", self.summary["pieces_type"], self.num_pieces)
 
-    def _map(self, what: str, dtype: str) -> np.ndarray:
-        path = self.folder / self.summary["files"][what]
-        if path.stat().st_size == 0:  # nothing to map
+    def _map(self, what: str, dtype: str, num_entries: int) -> np.ndarray:
+        if num_entries == 0:  # nothing to map
             return np.zeros(0, dtype)
-        return np.memmap(path, dtype, mode="r").view(np.ndarray)
+        path = self.folder / self.summary["files"][what]
+        # Not all of the file: a growing one may end in half an entry.
+        return np.memmap(path, dtype, mode="r", shape=(num_entries,)).view(np.ndarray)
+
+    def map_files(self) -> None:
+        """Map all files now, so that they can be read after they have lost their names."""
+        _ = self._lengths, self._blocks, self._pieces
 
     def take(self, indices: np.ndarray) -> Rows:
         """Read the named rows, in the given order; indices int [any number], 0 to R - 1."""

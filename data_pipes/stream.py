@@ -17,19 +17,31 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from data_pipes.building.builder import PROGRESS
+import numpy as np
+
+from data_pipes.building.builder import PROGRESS, STATE
 from data_pipes.building.preparation import Preparation
 from data_pipes.documents import SourceError
 from data_pipes.files import find_cache_root, write_atomically
 from data_pipes.prepare import build_store
+from data_pipes.rows import Rows
 from data_pipes.store import Kind, Store, StoredRows, is_whole
 
 POLL_SECONDS = 0.2
 FAILURE = "failure.json"
+# So often in a row a writer may die without a word (killed for memory, say) and without a new shard.
+MAX_LOSSES = 3
 
 
 class StreamError(SourceError):
-    """The process that writes a stream has failed: says why."""
+    """The process that writes a stream found fault with the request or the text: says why."""
+
+
+class WriterError(OSError):
+    """The process that writes a stream lacked something of the machine, or was lost again and again."""
+
+
+FAULTS: dict[str, type[Exception]] = {"text": StreamError, "machine": WriterError, "defect": RuntimeError}
 
 
 @dataclass
@@ -40,6 +52,8 @@ class Writer:
     key: str
     root: Path
     _process: BaseProcess | None = None
+    _num_losses: int = 0
+    _saved_at: int = 0
 
     @property
     def folder(self) -> Path:
@@ -60,17 +74,36 @@ class Writer:
         """Start the process again if it was lost.
 
         Raises:
-            StreamError: it ended with an error.
+            StreamError: the request or the text is wrong.
+            WriterError: it wants something of the machine, or was lost MAX_LOSSES times without a new shard.
+            RuntimeError: it ended with an error that nobody foresaw.
         """
         if is_whole(self.folder) or not _try_lock(self.root, self.key):
             return
         if self._failure.is_file():
-            raise StreamError(json.loads(self._failure.read_text())["message"])
-        if self._process is not None and self._process.is_alive():
-            return  # it is starting, or has just let go of the lock
+            failure = json.loads(self._failure.read_text())
+            raise FAULTS[failure["fault"]](failure["message"])
+        if self._process is not None:
+            if self._process.is_alive():
+                return  # it is starting, or has just let go of the lock
+            self._count_loss(self._process.exitcode)
         arguments = (self.preparation, self.key, self.root, self._failure, os.getpid())
         self._process = get_context("spawn").Process(target=_write, args=arguments, daemon=True)
         self._process.start()
+
+    def _count_loss(self, exit_code: int | None) -> None:
+        if exit_code == 0:  # another rank's writer was there first
+            return
+        state = self.folder / STATE
+        saved_at = state.stat().st_mtime_ns if state.is_file() else 0
+        self._num_losses = 1 if saved_at != self._saved_at else self._num_losses + 1
+        self._saved_at = saved_at
+        if self._num_losses >= MAX_LOSSES:
+            raise WriterError(
+                f"the process that writes the stream ended {self._num_losses} times without a new shard, "
+                f"with exit code {exit_code} (below 0: a signal); see that it has memory enough, or lower "
+                "data.shard_rows"
+            )
 
 
 def _try_lock(root: Path, key: str) -> bool:
@@ -103,9 +136,18 @@ def _write(preparation: Preparation, key: str, root: Path, failure: Path, parent
             return
         try:
             build_store(preparation, key, root, 0, stop_with_parent)
-        except (ValueError, OSError) as error:
-            record = {"message": f"{error}", "type": type(error).__name__}
-            write_atomically(failure, json.dumps(record).encode())
+        except ValueError as error:
+            _record(failure, "text", f"{error}")
+        except (OSError, ImportError, MemoryError) as error:
+            _record(failure, "machine", f"{error}" or type(error).__name__)
+        except Exception as error:
+            # Those who wait would start the process again, and it would end like this again.
+            _record(failure, "defect", f"{type(error).__name__}: {error}")
+            raise
+
+
+def _record(failure: Path, fault: str, message: str) -> None:
+    write_atomically(failure, json.dumps({"fault": fault, "message": message}).encode())
 
 
 class GrowingRows(StoredRows):
@@ -117,12 +159,22 @@ class GrowingRows(StoredRows):
         super().__init__(folder, kind, summary, rows_per_shard)
         self._is_ended = self._is_closed = False
         self._lock = Lock()
+        self._now = StoredRows(folder, kind, summary, rows_per_shard)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Pieces in each row that is there, unsigned [R], memory-mapped."""
+        return self._now.lengths
+
+    def take(self, indices: np.ndarray) -> Rows:
+        """Read the named rows, in the given order; indices int [any number], 0 to R - 1."""
+        return self._now.take(indices)
 
     def wait_for(self, num_rows: int) -> tuple[int, bool]:
         """Wait until so many rows are there or the stream has ended; rows there now, and whether it has.
 
         Raises:
-            StreamError: the writer failed, or `close` was called.
+            StreamError, WriterError, RuntimeError: see Writer.check; StreamError too if `close` was called.
         """
         assert self.writer is not None
         while True:
@@ -142,11 +194,16 @@ class GrowingRows(StoredRows):
 
     def _look(self) -> None:
         manifest, is_ended = _read_progress(self.folder)
-        if manifest is not None:
-            self.summary = manifest["splits"]["train"]
-        for name in ("_lengths", "_blocks", "_pieces"):
-            self.__dict__.pop(name, None)
-        self._is_ended = is_ended
+        if manifest is None:
+            return
+        now = StoredRows(self.folder, self.kind, manifest["splits"]["train"], self.rows_per_shard)
+        try:
+            now.map_files()
+        except FileNotFoundError:
+            return  # a wider copy is taking this file's place, and the whole manifest will name it
+        # One assignment: other threads read all their arrays of the old state or of the new one.
+        self._now = now
+        self.summary, self._is_ended = now.summary, is_ended
 
 
 def _read_progress(folder: Path) -> tuple[dict[str, Any] | None, bool]:
@@ -166,7 +223,7 @@ def open_stream(*, cache_root: Path | str | None = None, verify: bool = True, **
     Its evaluation rows, its code points and its tokenizer are settled by then and stay as they are.
 
     Raises:
-        StreamError: it cannot be written.
+        StreamError, WriterError, RuntimeError: it cannot be written, see Writer.check.
     """
     preparation = Preparation.of(settings)
     if not preparation.rows_per_shard:

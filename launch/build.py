@@ -23,6 +23,7 @@ from data_pipes.ordering.mixture import Mixture
 from data_pipes.ordering.shapes import choose_shapes
 from data_pipes.ordering.stream_order import StreamOrder
 from data_pipes.store import Store
+from data_pipes.stream import WriterError
 from data_pipes.tokenize import PieceEncoder
 from data_pipes.vocabulary.extend import map_new_pieces
 from launch import optim
@@ -31,7 +32,7 @@ from launch.hardware import Profile
 from launch.plan import Plan
 from launch.recipe import Recipe
 from launch.stop import StopFlag
-from launch.verdict import REQUEST, RunError
+from launch.verdict import MACHINE, REQUEST, RunError
 from launch.vocabulary import read_terms
 from modeling import hf
 from modeling.canine import CanineForMaskedLM, row_slots
@@ -46,6 +47,7 @@ class Job:
         model: as prepared by Accelerate (DDP, a DeepSpeed engine, or itself).
         bare_model: the Hugging Face model inside it.
         load_report: what a loaded checkpoint brought; None from scratch.
+        kernel: DeBERTa's attention kernel and why it was chosen, in words.
         stop: whether a signal asked to stop.
     """
 
@@ -60,13 +62,21 @@ class Job:
     feed: Feed
     frozen: FrozenBatches
     load_report: hf.LoadReport | None
+    kernel: str | None = None
     stop: StopFlag = field(default_factory=StopFlag)
 
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
         """This rank's batches of steps first to stop - 1, prepared ahead."""
         is_cuda = self.accelerator.device.type == "cuda"
-        with closing(self.store.train):  # a stream may be waited for when the run is stopped
-            yield from self.feed.steps(first, stop, num_workers=count_workers(self.plan.devices), pin=is_cuda)
+        num_workers = count_workers(self.plan.devices)
+        with closing(self.feed.steps(first, stop, num_workers=num_workers, pin=is_cuda)) as batches:
+            try:
+                yield from batches
+            except WriterError as error:
+                raise RunError(MACHINE, f"the data cannot be prepared: {error}") from error
+            finally:
+                # Before the threads are waited for: they may be waiting for a stream.
+                self.store.train.close()
 
 
 def build_job(recipe: Recipe, plan: Plan, profile: Profile, store: Store) -> Job:
@@ -82,6 +92,7 @@ def build_job(recipe: Recipe, plan: Plan, profile: Profile, store: Store) -> Job
     optimizer = optim.build_optimizer(model, recipe.training, hf.decays)
     prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
     check_model(prepared, plan)
+    kernel = choose_attention(model, plan)
     # From here on the generators serve dropout only; ranks must not drop the same units.
     torch.manual_seed(recipe.training.seed + accelerator.process_index)
     layout = build_layout(recipe, tokenizer, store, is_cut=(plan.accumulation or 1) > 1)
@@ -113,7 +124,26 @@ def build_job(recipe: Recipe, plan: Plan, profile: Profile, store: Store) -> Job
             **shared,
         ),
         load_report=load_report,
+        kernel=kernel,
     )
+
+
+def choose_attention(model: PreTrainedModel, plan: Plan) -> str | None:
+    """Set a DeBERTa's attention kernel, once it is on its device; which and why, in words.
+
+    Raises:
+        RunError: the kernel that was asked for cannot be had here.
+    """
+    if not isinstance(model, DebertaForMaskedLM):
+        return None
+    model.sparse_last_layer = True
+    try:
+        name, reason = model.set_attention(plan.attention)
+    except ValueError as error:
+        raise RunError(REQUEST, f"{error}") from error
+    except ModuleNotFoundError as error:
+        raise RunError(MACHINE, f"{error}") from error
+    return f"{name} ({reason})"
 
 
 def build_tokenizer(recipe: Recipe, store: Store) -> PreTrainedTokenizerBase:

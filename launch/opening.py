@@ -76,13 +76,14 @@ def _log_rate(job: "Job", tracker: "Tracker") -> None:
 def _log_weights(job: "Job", tracker: "Tracker") -> None:
     num_parameters = sum(parameter.numel() for parameter in job.bare_model.parameters())
     report = job.load_report
+    kernel = f"; attention kernel: {job.kernel}" if job.kernel else ""
     if report is None:
-        text = f"model: {num_parameters:,} parameters from scratch"
-        tracker.log("weights", 0, num_parameters=num_parameters, message=text)
+        text = f"model: {num_parameters:,} parameters from scratch{kernel}"
+        tracker.log("weights", 0, num_parameters=num_parameters, kernel=job.kernel, message=text)
         return
     text = (
         f"model: {num_parameters:,} parameters; {len(report.loaded)} tensors loaded, {len(report.new)} new, "
-        f"{len(report.unused)} unused. {report.reason}"
+        f"{len(report.unused)} unused. {report.reason}{kernel}"
     )
     tracker.log(
         "weights",
@@ -90,6 +91,7 @@ def _log_weights(job: "Job", tracker: "Tracker") -> None:
         num_parameters=num_parameters,
         new=report.new,
         unused=report.unused,
+        kernel=job.kernel,
         expected_loss=report.expected_loss,
         message=text,
     )

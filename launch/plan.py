@@ -15,6 +15,7 @@ from launch.schedule import Cadence, RateSchedule, resolve_warmup
 
 SMALL_CORPUS_ROWS = 1_000_000
 MIN_CHARACTER_CUTS = 2
+ATTENTION_KERNELS = ("eager", "fast", "flash")
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def make_plan(recipe: Recipe, profile: Profile, options: Options, corpus: Corpus
         gradient_checkpointing=checkpointing,
         offload=offload,
         zero_stage=zero_stage,
-        attention=_attention(options, errors),
+        attention=_attention(recipe, profile, options, errors),
         errors=errors,
         warnings=warnings,
         **numbers,
@@ -254,7 +255,19 @@ def _precision(recipe: Recipe, profile: Profile, errors: list[str]) -> str:
     return wish
 
 
-def _attention(options: Options, errors: list[str]) -> str:
-    if options.attention not in (None, "auto", "eager"):
-        errors.append(f"--attention {options.attention}: no such kernel; known: auto, eager")
-    return "eager"
+def _attention(recipe: Recipe, profile: Profile, options: Options, errors: list[str]) -> str:
+    """The attention kernel; `auto` where the trainer chooses once it sees what is installed."""
+    wanted, gpu = options.attention, profile.gpu
+    if wanted not in (None, "auto", *ATTENTION_KERNELS):
+        errors.append(f"--attention {wanted}: no such kernel; known: auto, {', '.join(ATTENTION_KERNELS)}")
+    if recipe.model.family == "canine":
+        if wanted in ("fast", "flash"):
+            errors.append(f"--attention {wanted} is for deberta; leave it out for canine")
+        return "eager"
+    may_flash = gpu is not None and gpu.has_bf16
+    if wanted == "flash" and not may_flash:
+        found = f"{profile.name} has {gpu.compute_capability}" if gpu else f"{profile.name} has no GPU"
+        errors.append(f"--attention flash wants compute capability 8.0, {found}; use auto or fast")
+    if wanted in (None, "auto"):
+        return "auto" if may_flash else "fast"
+    return wanted

@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--nodes", type=positive, default=1, metavar="M", help="machines")
     where.add_argument("--micro-batch", type=positive, metavar="N", help="rows on one device at a time")
     where.add_argument("--checkpointing", choices=["on", "off"], help="gradient checkpointing")
-    where.add_argument("--attention", metavar="KERNEL", help="attention kernel: auto or eager")
+    where.add_argument("--attention", metavar="KERNEL", help="auto, eager (the reference), fast or flash")
     where.add_argument(
         "--prefer", choices=["plain", "offload"], help="what to try first when memory is short"
     )

@@ -1,3 +1,5 @@
+import json
+import os
 import threading
 import time
 
@@ -5,11 +7,12 @@ import numpy as np
 import pytest
 
 from data_pipes import stream
+from data_pipes.building.builder import PROGRESS, STATE
 from data_pipes.building.preparation import Preparation
 from data_pipes.files import hold_lock
 from data_pipes.ordering.stream_order import StreamOrder
 from data_pipes.prepare import build_store, prepare_store
-from data_pipes.stream import GrowingRows, StreamError, open_stream
+from data_pipes.stream import GrowingRows, StreamError, WriterError, open_stream
 
 NUM_FILES, NUM_NAMES, SHARD = 6, 50, 100
 
@@ -172,3 +175,98 @@ def test_a_lost_writer_is_replaced(arguments, tmp_path):
     writer._process.join()
     store = open_stream(cache_root=root, **arguments)
     assert store.train.wait_for(10**9)[1]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ValueError("bad line"), StreamError),
+        (OSError("bad line"), WriterError),
+        (ModuleNotFoundError("bad line"), WriterError),
+        (KeyError("bad line"), RuntimeError),
+    ],
+)
+def test_whatever_ends_the_writer_is_told_once_by_its_kind(arguments, tmp_path, monkeypatch, error, kind):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(stream, "build_store", fail)
+    monkeypatch.setattr(stream.signal, "signal", lambda *_: None)
+    preparation = Preparation.of(arguments)
+    writer = stream.Writer(preparation, preparation.compute_key(tmp_path), tmp_path)
+    (tmp_path / "stores").mkdir()
+    try:
+        stream._write(preparation, writer.key, tmp_path, writer._failure, os.getppid())
+    except KeyError:
+        assert isinstance(error, KeyError)
+    with pytest.raises(kind, match="bad line"):
+        writer.check()
+    assert writer._process is None
+
+
+class Killed:
+    """A process that is killed as soon as it starts."""
+
+    num_started = 0
+    exitcode = -9
+
+    def __init__(self, **_):
+        Killed.num_started += 1
+
+    def start(self):
+        pass
+
+    def is_alive(self):
+        return False
+
+
+def test_a_writer_that_is_lost_again_and_again_is_given_up_unless_shards_come(
+    arguments, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(stream, "get_context", lambda _: type("Context", (), {"Process": Killed}))
+    monkeypatch.setattr(Killed, "num_started", 0)
+    preparation = Preparation.of(arguments)
+    writer = stream.Writer(preparation, preparation.compute_key(tmp_path), tmp_path)
+    state = writer.folder / STATE
+    state.parent.mkdir(parents=True)
+    for number in range(5):
+        writer.check()
+        state.write_text("a shard more")
+        os.utime(state, ns=(number + 1, number + 1))
+    for _ in range(stream.MAX_LOSSES - 1):
+        writer.check()
+    with pytest.raises(WriterError, match="3 times without a new shard, with exit code -9"):
+        writer.check()
+    assert Killed.num_started == 5 + stream.MAX_LOSSES - 1
+
+
+def test_rows_that_are_there_can_be_read_while_their_file_is_replaced_by_a_wider_one(arguments, tmp_path):
+    root = tmp_path / "c"
+    writer = SlowWriter(root, arguments)
+    writer.release(2)
+    writer.wait_for(3)
+    rows = open_stream(cache_root=root, **arguments).train
+    wanted = read_texts(rows, range(SHARD))
+    progress = json.loads((rows.folder / PROGRESS).read_text())
+    narrow = rows.folder / progress["splits"]["train"]["files"]["pieces"]
+    narrow.rename(tmp_path / "gone")
+    rows._look()
+    assert read_texts(rows, range(SHARD)) == wanted
+    (tmp_path / "gone").rename(narrow)
+    writer.release(NUM_FILES)
+    writer.thread.join()
+
+
+def test_a_reader_that_started_before_a_look_keeps_all_its_arrays_of_one_time(arguments, tmp_path):
+    root = tmp_path / "c"
+    writer = SlowWriter(root, arguments)
+    writer.release(2)
+    writer.wait_for(3)
+    rows = open_stream(cache_root=root, **arguments).train
+    before = rows._now
+    writer.release(NUM_FILES)
+    writer.thread.join()
+    num_rows, _ = rows.wait_for(10**9)
+    # A thread that maps its files only now, by what was known before, must not leave them to the others.
+    assert len(before.lengths) < num_rows == len(rows.lengths)
+    assert rows.take(np.array([num_rows - 1])).num_rows == 1

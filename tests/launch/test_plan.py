@@ -74,7 +74,7 @@ def test_rows_of_a_step_are_split_evenly_over_devices_and_micro_batches(options,
     [
         ({"devices": 3}, "64 is not divisible by 3 devices; set it to 63 or 66"),
         ({"micro_batch": 5}, "possible: 1, 2, 4, 8, 16, 32, 64"),
-        ({"attention": "magic"}, "known: auto, eager"),
+        ({"attention": "magic"}, "known: auto, eager, fast, flash"),
         ({"prefer": "offload"}, "does not offload"),
     ],
 )
@@ -249,3 +249,22 @@ def test_recipes_and_profiles_are_listed_without_torch():
     assert all(path.stem in recipes.stdout for path in shipped_recipes())
     profiles = run_without_torch("profiles")
     assert all(name in profiles.stdout for name in load_profiles())
+
+
+def test_the_attention_kernel_follows_the_hardware_and_the_family():
+    def plan_of(recipe, profile, wanted=None):
+        read = read_recipe(recipe)
+        return make_plan(read, find_profile(profile), Options(attention=wanted), measure_corpus(read))
+
+    assert plan_of(TINY, "cpu").attention == "fast"
+    assert plan_of(TINY, "rtx2080ti-11gb").attention == "fast"
+    assert plan_of(TINY, "a100-40gb").attention == "auto"
+    assert plan_of(TINY, "a100-40gb", "flash").attention == "flash"
+    assert plan_of(TINY, "cpu", "eager").attention == "eager"
+    assert plan_of("canine-tiny-domains-char", "a100-40gb").attention == "eager"
+    for recipe, profile, wanted in (
+        (TINY, "cpu", "flash"),
+        (TINY, "rtx2080ti-11gb", "flash"),
+        ("canine-tiny-domains-char", "cpu", "fast"),
+    ):
+        assert [e for e in plan_of(recipe, profile, wanted).errors if f"--attention {wanted}" in e]
