@@ -32,8 +32,7 @@ from transformers import CanineTokenizer, DataCollatorForLanguageModeling
 from benchmarks.turns import NUM_TURNS, rate, write_names, write_text
 from data_pipes.collate import MASK_CHARACTER, NOT_A_TARGET, Layout, collate
 from data_pipes.documents import flatten_code_points
-from data_pipes.feed import Feed
-from data_pipes.masking import Masking, hide
+from data_pipes.masking import Hidden, Masking, hide
 from data_pipes.rows import Rows
 from data_pipes.tokenize import PieceEncoder
 from data_pipes.vocab import train_tokenizer
@@ -106,14 +105,20 @@ def compare_words(path: Path, folder: Path) -> Iterator[tuple[str, ...]]:
             *compare(ours, NUM_ROWS, peer, NUM_ROWS),
         )
 
-    # A step of the feed: its micro-batches are copied and hidden together, then laid out one by one.
     masking = Masking("whole_word", 0.15, tokenizer.mask_token_id, randoms, specials)  # pyright: ignore[reportArgumentType]
-    feed = Feed(rows, layout=layout, masking=masking, seed=1, global_batch=NUM_ROWS, micro_batch=8)
+
+    def hide_together() -> None:
+        hidden = hide(rows, masking, row_ids=np.arange(NUM_ROWS), epochs=0, seed=1)
+        for first in range(0, NUM_ROWS, 8):
+            part = slice(first * ROW_LENGTH, (first + 8) * ROW_LENGTH)
+            cut = Hidden(hidden.inputs[part], hidden.is_target[part])
+            collate(rows.cut(first, first + 8), cut, layout)
+
     yield (
-        f"a step of {NUM_ROWS} rows of {ROW_LENGTH} in micro-batches of 8, order and copy included",
+        f"the same, {NUM_ROWS // 8} micro-batches of 8 hidden together, as the feed does",
         "DataCollatorForLanguageModeling, whole words",
         *compare(
-            lambda: feed.load(0),
+            hide_together,
             NUM_ROWS,
             lambda: [collator(examples[at : at + 8]) for at in range(0, NUM_ROWS, 8)],
             NUM_ROWS,
