@@ -32,14 +32,16 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup  ## train both small recipes, compare with yardsticks, fill before and after (about ten minutes)
 	$(BIN)/python -m launch.demo
 
+# Runs of their own use both cores as it is; all other tests share them, one thread each.
 test: setup  ## every test that runs without a GPU
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not gpu and not ranks" $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu and ranks" $(ARGS)
 
 check: setup  ## format, lint, types, tests: what CI runs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
-	$(BIN)/python -m pytest -q -m "not gpu" $(ARGS)
+	$(MAKE) test
 
 format: setup  ## put the code in its form
 	$(BIN)/ruff format .
