@@ -42,12 +42,13 @@ def hash_stream(file: IO[bytes]) -> str:
 
 
 def hash_file(path: Path, cache_root: Path | None) -> str:
-    """SHA-256 of a file, remembered in the cache by path, size and time of change; None: not remembered."""
+    """SHA-256 of a file, remembered in the cache by path, size and times of change; None: not remembered."""
     if cache_root is None:
         with path.open("rb") as file:
             return hash_stream(file)
     state = path.stat()
-    identity = [str(path.resolve()), state.st_size, state.st_mtime_ns]
+    # Copying tools set the time of the content back; nobody sets that of the inode.
+    identity = [str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ctime_ns]
     memo = cache_root / "hashes" / f"{hashlib.sha256(identity[0].encode()).hexdigest()[:32]}.json"
     known = _read_memo(memo)
     if known.get("identity") == identity:

@@ -18,6 +18,8 @@ from data_pipes.files import find_cache_root, hold_lock
 from data_pipes.store import Store, is_whole
 
 Progress = Callable[[str, int], None]
+TOKENIZER_HASHES = "hashes-of-tokenizer"
+BUILD_FOLDERS = ("hashes", "near")
 
 
 def prepare_store(
@@ -46,6 +48,7 @@ def prepare_store(
         StoreError: the store is there but damaged.
     """
     preparation = Preparation.of(settings)
+    preparation.settle_sources()
     root = find_cache_root(cache_root)
     key = preparation.compute_key(root)
     folder = root / "stores" / key
@@ -92,7 +95,7 @@ def build_store(
     except ValueError:
         shutil.rmtree(folder)
         raise
-    for name in ("hashes", "near"):
+    for name in (*BUILD_FOLDERS, TOKENIZER_HASHES):
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / STATE).unlink(missing_ok=True)
     (folder / PROGRESS).unlink(missing_ok=True)
@@ -125,21 +128,17 @@ def _read_training_texts(
 ) -> Iterator[pa.StringArray]:
     """Cleaned, new documents of the training split, batch by batch; an overlap raises after the last one."""
     from data_pipes.building.encode import BatchEncoder
-    from data_pipes.sources import read_batches
+    from data_pipes.building.input import read_sources
     from data_pipes.split import Splitter
 
     encoder = BatchEncoder(preparation)
-    splitter = Splitter(preparation.evaluation_share, folder=folder / "hashes-of-tokenizer")
+    splitter = Splitter(preparation.evaluation_share, folder=folder / TOKENIZER_HASHES)
     num_read = 0
-    for source in preparation.sources:
-        for whole in read_batches(source, root, preparation.open_intake()):
-            batch = whole if preparation.limit is None else whole.head(preparation.limit - num_read)
-            num_read += batch.num_documents
-            train, _ = splitter.part(encoder.clean(batch, Counter()))
-            yield train.texts
-            progress(num_read)
-            if preparation.limit is not None and num_read >= preparation.limit:
-                return
+    for _, batch in read_sources(preparation, root, preparation.open_intake()):
+        num_read += batch.num_documents
+        train, _ = splitter.part(encoder.clean(batch, Counter()))
+        yield train.texts
+        progress(num_read)
     splitter.check_overlap()
 
 

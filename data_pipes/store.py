@@ -95,6 +95,14 @@ class StoredRows:
         # Not all of the file: a growing one may end in half an entry.
         return np.memmap(path, dtype, mode="r", shape=(num_entries,)).view(np.ndarray)
 
+    def head(self, num_rows: int) -> "StoredRows":
+        """The first rows, as they are now."""
+        lengths = self._lengths[:num_rows]
+        sizes = {"num_rows": len(lengths), "num_pieces": int(lengths.sum(dtype=np.int64))}
+        rows = StoredRows(self.folder, self.kind, self.summary | sizes, self.rows_per_shard)
+        rows.__dict__ |= {"_lengths": lengths, "_blocks": self._blocks, "_pieces": self._pieces}
+        return rows
+
     def map_files(self) -> None:
         """Map all files now, so that they can be read after they have lost their names."""
         _ = self._lengths, self._blocks, self._pieces

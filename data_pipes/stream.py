@@ -170,6 +170,14 @@ class GrowingRows(StoredRows):
         """Read the named rows, in the given order; indices int [any number], 0 to R - 1."""
         return self._now.take(indices)
 
+    def map_files(self) -> None:
+        """Map all files now, so that they can be read after they have lost their names."""
+        self._now.map_files()
+
+    def head(self, num_rows: int) -> StoredRows:
+        """The first rows, as they are now."""
+        return self._now.head(num_rows)
+
     def wait_for(self, num_rows: int) -> tuple[int, bool]:
         """Wait until so many rows are there or the stream has ended; rows there now, and whether it has.
 
@@ -217,6 +225,19 @@ def _read_progress(folder: Path) -> tuple[dict[str, Any] | None, bool]:
         return (Store.open(folder, verify=False).manifest, True) if is_whole(folder) else (None, False)
 
 
+def _map_store(writer: Writer, manifest: dict[str, Any]) -> Store | None:
+    """A store with all its files mapped; None if the writer has just put a wider one in the place of one."""
+    store = Store.of(writer.folder, manifest, GrowingRows)
+    assert isinstance(store.train, GrowingRows)
+    store.train.writer = writer
+    try:
+        store.train.map_files()
+        store.evaluation.map_files()
+    except FileNotFoundError:
+        return None
+    return store
+
+
 def open_stream(*, cache_root: Path | str | None = None, verify: bool = True, **settings: Any) -> Store:
     """Open a store that may still be growing, as soon as its first shard is whole; see Preparation.
 
@@ -228,6 +249,7 @@ def open_stream(*, cache_root: Path | str | None = None, verify: bool = True, **
     preparation = Preparation.of(settings)
     if not preparation.rows_per_shard:
         raise ValueError("rows_per_shard is 0: give the rows of a shard to stream")
+    preparation.settle_sources()
     root = find_cache_root(cache_root)
     writer = Writer(preparation, preparation.compute_key(root), root)
     if is_whole(writer.folder):
@@ -237,10 +259,7 @@ def open_stream(*, cache_root: Path | str | None = None, verify: bool = True, **
         manifest, is_ended = _read_progress(writer.folder)
         if is_ended:
             return Store.open(writer.folder, verify, root)
-        if manifest is not None:
-            store = Store.of(writer.folder, manifest, GrowingRows)
-            assert isinstance(store.train, GrowingRows)
-            store.train.writer = writer
+        if manifest is not None and (store := _map_store(writer, manifest)):
             return store
         writer.check()
         time.sleep(POLL_SECONDS)

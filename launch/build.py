@@ -27,8 +27,10 @@ from data_pipes.stream import WriterError
 from data_pipes.tokenize import PieceEncoder
 from data_pipes.vocabulary.extend import map_new_pieces
 from launch import optim
-from launch.engine import build_accelerator, check_model
+from launch.accounting import StepCounter
+from launch.engine import build_accelerator, check_model, choose_attention
 from launch.hardware import Profile
+from launch.objective import Term, is_pair, list_terms, make_pair, read_pair
 from launch.plan import Plan
 from launch.recipe import Recipe
 from launch.stop import StopFlag
@@ -37,6 +39,9 @@ from launch.vocabulary import read_terms
 from modeling import hf
 from modeling.canine import CanineForMaskedLM, row_slots
 from modeling.deberta import DebertaForMaskedLM, check_packing
+from modeling.pair import list_parts
+from modeling.rtd import RtdModel
+from modeling.trust import SAFE_CODE
 
 
 @dataclass
@@ -45,9 +50,11 @@ class Job:
 
     Attributes:
         model: as prepared by Accelerate (DDP, a DeepSpeed engine, or itself).
-        bare_model: the Hugging Face model inside it.
+        bare_model: the Hugging Face model inside it, or the pair of them.
+        terms: of a step's loss.
         load_report: what a loaded checkpoint brought; None from scratch.
         kernel: DeBERTa's attention kernel and why it was chosen, in words.
+        counter: of model FLOPs; None where they are not known.
         stop: whether a signal asked to stop.
     """
 
@@ -56,14 +63,21 @@ class Job:
     store: Store
     accelerator: Accelerator
     model: torch.nn.Module
-    bare_model: PreTrainedModel
+    bare_model: PreTrainedModel | RtdModel
+    terms: tuple[Term, ...]
     optimizer: Optimizer
     tokenizer: PreTrainedTokenizerBase
     feed: Feed
     frozen: FrozenBatches
     load_report: hf.LoadReport | None
     kernel: str | None = None
+    counter: StepCounter | None = None
     stop: StopFlag = field(default_factory=StopFlag)
+
+    @property
+    def masked_lm(self) -> PreTrainedModel:
+        """The model that fills hidden places."""
+        return next(list_parts(self.bare_model))
 
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
         """This rank's batches of steps first to stop - 1, prepared ahead."""
@@ -71,7 +85,8 @@ class Job:
         num_workers = count_workers(self.plan.devices)
         with closing(self.feed.steps(first, stop, num_workers=num_workers, pin=is_cuda)) as batches:
             try:
-                yield from batches
+                for batch in batches:  # noqa: UP028 - `yield from` would wait for the threads first
+                    yield batch
             except WriterError as error:
                 raise RunError(MACHINE, f"the data cannot be prepared: {error}") from error
             finally:
@@ -86,9 +101,10 @@ def build_job(recipe: Recipe, plan: Plan, profile: Profile, store: Store) -> Job
     tokenizer = build_tokenizer(recipe, store)
     model, load_report = build_model(recipe, store, tokenizer)
     if plan.gradient_checkpointing:
-        # The newer name came within transformers 5; the older one warns there.
-        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-        enable({"use_reentrant": False})
+        for part in list_parts(model):
+            # The newer name came within transformers 5; the older one warns there.
+            enable = getattr(part, "activation_checkpointing_enable", part.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
     optimizer = optim.build_optimizer(model, recipe.training, hf.decays)
     prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
     check_model(prepared, plan)
@@ -105,7 +121,8 @@ def build_job(recipe: Recipe, plan: Plan, profile: Profile, store: Store) -> Job
         store=store,
         accelerator=accelerator,
         model=prepared,
-        bare_model=cast(PreTrainedModel, accelerator.unwrap_model(prepared)),
+        bare_model=cast(PreTrainedModel | RtdModel, accelerator.unwrap_model(prepared)),
+        terms=list_terms(recipe, model),
         optimizer=prepared_optimizer,
         tokenizer=tokenizer,
         feed=Feed(
@@ -125,25 +142,8 @@ def build_job(recipe: Recipe, plan: Plan, profile: Profile, store: Store) -> Job
         ),
         load_report=load_report,
         kernel=kernel,
+        counter=StepCounter.of(list_parts(model)),
     )
-
-
-def choose_attention(model: PreTrainedModel, plan: Plan) -> str | None:
-    """Set a DeBERTa's attention kernel, once it is on its device; which and why, in words.
-
-    Raises:
-        RunError: the kernel that was asked for cannot be had here.
-    """
-    if not isinstance(model, DebertaForMaskedLM):
-        return None
-    model.sparse_last_layer = True
-    try:
-        name, reason = model.set_attention(plan.attention)
-    except ValueError as error:
-        raise RunError(REQUEST, f"{error}") from error
-    except ModuleNotFoundError as error:
-        raise RunError(MACHINE, f"{error}") from error
-    return f"{name} ({reason})"
 
 
 def build_tokenizer(recipe: Recipe, store: Store) -> PreTrainedTokenizerBase:
@@ -151,12 +151,12 @@ def build_tokenizer(recipe: Recipe, store: Store) -> PreTrainedTokenizerBase:
     if recipe.model.family == "canine":
         return CanineTokenizer()
     assert recipe.tokenizer is not None
-    return AutoTokenizer.from_pretrained(store.tokenizer_folder or recipe.tokenizer.source)
+    return AutoTokenizer.from_pretrained(store.tokenizer_folder or recipe.tokenizer.source, **SAFE_CODE)
 
 
 def build_model(
     recipe: Recipe, store: Store, tokenizer: PreTrainedTokenizerBase
-) -> tuple[PreTrainedModel, hf.LoadReport | None]:
+) -> tuple[PreTrainedModel | RtdModel, hf.LoadReport | None]:
     """The model on the CPU in fp32, from scratch or from a checkpoint.
 
     Raises:
@@ -169,7 +169,10 @@ def build_model(
     else:
         arguments["num_pieces"] = len(tokenizer)
     report = None
+    is_rtd = recipe.objective.kind == "rtd"
     try:
+        if is_rtd and is_pair(wanted.source):
+            return read_pair(recipe, wanted.source, tokenizer)
         if wanted.source == "scratch":
             model = hf.build(wanted.family, config=wanted.config, seed=recipe.training.seed, **arguments)
         else:
@@ -179,6 +182,7 @@ def build_model(
                 arguments["old_pieces"] = find_old_pieces(wanted.source, tokenizer)
             model, report = hf.load(wanted.family, wanted.source, **arguments)
         _check_rows(recipe, model)
+        model = make_pair(recipe, model, tokenizer) if is_rtd else model
     except (ValueError, TypeError, OSError, SafetensorError, StrictDataclassError) as error:
         raise RunError(REQUEST, f"model {wanted.source}: {error}") from error
     return model, report
@@ -187,7 +191,7 @@ def build_model(
 def find_old_pieces(source: str, tokenizer: PreTrainedTokenizerBase) -> dict[int, list[int]]:
     """The pieces that the model's own tokenizer lacks, and how it cuts them; none if it has no tokenizer."""
     try:
-        before = AutoTokenizer.from_pretrained(source)
+        before = AutoTokenizer.from_pretrained(source, **SAFE_CODE)
     except (OSError, ValueError):
         return {}
     old, new = before.get_vocab(), tokenizer.get_vocab()
@@ -244,11 +248,22 @@ def build_order(recipe: Recipe, store: Store) -> Order:
     seed = recipe.training.seed
     if recipe.data.streaming:
         return StreamOrder(store.train, seed)
-    weights = [source.weight for source in recipe.data.sources if source.weight is not None]
-    if not weights:
+    # Sources without a weight are for the evaluation; they have no training row.
+    weighted = [number for number, source in enumerate(recipe.data.sources) if source.weight is not None]
+    if not weighted:
         return PlainOrder(store.train.num_rows, seed)
+    rows = [store.train.summary["source_rows"][number] for number in weighted]
+    if 0 in rows:
+        number = weighted[rows.index(0)]
+        limit = recipe.data.limit
+        remedy = "" if limit is None else f"raise data.limit ({limit:,}), or "
+        raise RunError(
+            REQUEST,
+            f"data.sources cannot be mixed: no training row came from data.sources.{number}; {remedy}"
+            "take it out",
+        )
     try:
-        return Mixture(store.train.summary["source_rows"], weights, seed)
+        return Mixture(rows, [recipe.data.sources[number].weight or 0 for number in weighted], seed)
     except ValueError as error:
         raise RunError(REQUEST, f"data.sources cannot be mixed: {error}") from error
 

@@ -8,7 +8,7 @@ import yaml
 
 from launch.events import Event, number
 from launch.figure import show_fact, show_number, show_share
-from launch.record import YARDSTICKS, Record, judge, read_record
+from launch.record import YARDSTICKS, Record, find_best, judge, judge_discriminator, read_record
 
 _CARD = "README.md"
 _FAMILIES = {"deberta": "DeBERTa", "canine": "CANINE"}
@@ -28,6 +28,18 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 model = AutoModelForMaskedLM.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```""",
+    "discriminator": """\
+The encoder loads with transformers alone:
+
+```python
+from transformers import AutoModel, AutoTokenizer
+
+model = AutoModel.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+```
+
+The weights `replaced_head.*` are the head that tells replaced pieces from original ones; the package
+`maskwright` reads them (`modeling.pair.load_discriminator`). Fine-tuning does not need them.""",
     "canine": """\
 Transformers has no CANINE with a masked-character head; the package `maskwright` brings the class:
 
@@ -52,16 +64,24 @@ def write_card(folder: Path, *, run_folder: Path, source: Path | None = None) ->
         source: the folder of the run that the weights are from (its name says at which step); None: `folder`.
     """
     record = read_record(run_folder)
-    step = _find_step(record, source or folder)
+    place = source or folder
+    part = _find_part(record, place)
+    step = _find_step(record, place.parent if part == "generator" else place)
     blocks = [
-        _front_matter(record),
+        _front_matter(record, part),
         f"# {record.name}",
         _text(record.recipe, "description"),
-        _section("Model", _describe_model(record, step)),
+        _section("Model", _describe_model(record, step, part)),
         _section("Training data", _describe_data(record)),
         _section("Training", _describe_training(record)),
-        _section("Evaluation", [_evaluation_table(record, step), _verdict(record, step)], "\n\n"),
-        _section("Use", [_LOADING.get(_family(record), "")], "\n\n"),
+        _section(
+            "Evaluation",
+            [_evaluation_table(record, step), _verdict(record, step), judge_discriminator(record, step)],
+            "\n\n",
+        ),
+        _section(
+            "Use", [_LOADING.get("discriminator" if part == "discriminator" else _family(record), "")], "\n\n"
+        ),
         _section("Limits", _describe_limits(record)),
         _section("Versions", _describe_versions(record)),
     ]
@@ -72,6 +92,13 @@ def write_card(folder: Path, *, run_folder: Path, source: Path | None = None) ->
     return path
 
 
+def _find_part(record: Record, place: Path) -> str:
+    """Which part of replaced-token detection a folder holds; empty for a model that is one."""
+    if _text(_part(record.recipe, "objective"), "kind") != "rtd":
+        return ""
+    return "generator" if place.name == "generator" else "discriminator"
+
+
 def _find_step(record: Record, source: Path) -> int | None:
     """The step of a model folder: of a checkpoint by name, of `best` by the metric, else the last."""
     named = re.fullmatch(r"checkpoint-(\d+)", source.name)
@@ -79,19 +106,17 @@ def _find_step(record: Record, source: Path) -> int | None:
         return int(named[1])
     if source.name != "best":
         return record.events.last_step or None
-    metric = _text(_part(record.recipe, "stopping"), "metric") or "loss"
-    curve = record.events.curve("eval", metric)
-    sign = -1 if metric == "accuracy" else 1
-    finite = [(sign * value, step) for step, value in curve if value == value]
-    return min(finite)[1] if finite else None
+    return find_best(record)[1]
 
 
-def _front_matter(record: Record) -> str:
+def _front_matter(record: Record, part: str) -> str:
     masking = _text(_part(record.recipe, "objective", "masking"), "kind")
-    tags = ["maskwright", "masked-lm", _family(record), masking.replace("_", "-")]
+    is_discriminator = part == "discriminator"
+    objective = "replaced-token-detection" if is_discriminator else "masked-lm"
+    tags = ["maskwright", objective, _family(record), masking.replace("_", "-")]
     facts: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": "fill-mask",
+        "pipeline_tag": "feature-extraction" if is_discriminator else "fill-mask",
         "tags": [tag for tag in tags if tag],
     }
     base = _text(_part(record.recipe, "model"), "source")
@@ -101,7 +126,7 @@ def _front_matter(record: Record) -> str:
     return "---\n" + yaml.safe_dump(facts, sort_keys=False, allow_unicode=True) + "---"
 
 
-def _describe_model(record: Record, step: int | None) -> list[str]:
+def _describe_model(record: Record, step: int | None, part: str) -> list[str]:
     model = _part(record.recipe, "model")
     source = _text(model, "source")
     masking = _part(record.recipe, "objective", "masking")
@@ -112,9 +137,11 @@ def _describe_model(record: Record, step: int | None) -> list[str]:
     if source:
         start = "trained from scratch" if source == "scratch" else f"trained on from {_code(source)}"
         family = _FAMILIES.get(_family(record), _family(record))
-        lines.append(f"- {family}, a masked language model, {start}")
+        what = f"the {part} of replaced-token detection" if part else "a masked language model"
+        lines.append(f"- {family}, {what}, {start}")
     if num_parameters is not None:
-        lines.append(f"- {num_parameters:,.0f} parameters")
+        both = ", generator and discriminator together" if part else ""
+        lines.append(f"- {num_parameters:,.0f} parameters{both}")
     if kind:
         share = "" if rate is None else f", {_percent(rate)} of the {_UNITS.get(kind, 'places')}"
         lines.append(f"- Objective: {_HIDDEN.get(kind, kind)}{share}")

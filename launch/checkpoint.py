@@ -1,7 +1,8 @@
 """Checkpoints: whole or absent. Written beside their place, hashed, renamed; only then is an old one removed.
 
 A checkpoint folder is a Hugging Face folder (`model.safetensors`, config, tokenizer) with a folder
-`training/` (optimizer, random states, progress.json) and a manifest of sizes and hashes.
+`training/` (optimizer, random states, progress.json) and a manifest of sizes and hashes. That of a generator
+and a discriminator is the discriminator's, with the generator's, `generator/`, inside.
 """
 
 import hashlib
@@ -16,18 +17,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from data_pipes.store import Store
 from data_pipes.tokenize import TokenizerError
-from data_pipes.vocabulary.identity import check_identity, write_identity
+from data_pipes.vocabulary.identity import check_identity
 from launch.build import Job
 from launch.evaluate import Score
 from launch.manifest import commit_folder, find_checkpoints, find_damage
 from launch.recipe import Recipe
+from launch.record import HIGHER_IS_BETTER
 from launch.verdict import MACHINE, RESUME, RunError
-from modeling import hf
+from launch.weights import load_weights, read_weights, write_weights
 
 _TRAINING = "training"
 _DEEPSPEED = "engine"
@@ -59,7 +59,7 @@ class Progress:
     def judged(self, score: Score, metric: str, threshold: float) -> "Progress":
         """After an evaluation: the best so far, and whether patience wears thin."""
         value = getattr(score, metric)
-        sign = -1 if metric == "accuracy" else 1
+        sign = -1 if metric in HIGHER_IS_BETTER else 1
         is_best = self.best_value is None or sign * value < sign * self.best_value
         improves = self.best_reported is None or sign * value < sign * self.best_reported - threshold
         return replace(
@@ -100,7 +100,7 @@ def save_checkpoint(job: Job, progress: Progress, folder: Path) -> Path:
     accelerator.wait_for_everyone()
     with _writing(place):
         _save_training(job, progress, draft / _TRAINING)
-        _save_model(job, draft)
+        write_weights(job, draft, draft / _TRAINING)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         with _writing(place):
@@ -122,7 +122,7 @@ def save_model(job: Job, place: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
     job.accelerator.wait_for_everyone()
     with _writing(place):
-        _save_model(job, draft)
+        write_weights(job, draft)
         if job.accelerator.is_main_process:
             commit_folder(draft, place)
     job.accelerator.wait_for_everyone()
@@ -225,7 +225,7 @@ def load_checkpoint(job: Job, place: Path) -> Progress:
     else:
         if not (training / "optimizer.pt").is_file():
             raise RunError(RESUME, f"{place} was written under ZeRO; resume it with the same profile")
-        _load_weights(job, load_file(place / "model.safetensors"))
+        load_weights(job, read_weights(job, place, training))
         saved = torch.load(training / "optimizer.pt", weights_only=True)
         job.optimizer.load_state_dict(saved["optimizer"])
         if job.accelerator.scaler is not None and saved["scaler"] is not None:
@@ -256,25 +256,6 @@ def check_keys(recipe: Recipe, store: Store, place: Path) -> dict[str, Any]:
             "another --output",
         )
     return state
-
-
-def _load_weights(job: Job, weights: dict[str, Tensor]) -> None:
-    missing, unexpected = job.bare_model.load_state_dict(weights, strict=False)
-    # A tied weight is written once, under one of its names.
-    tied = {key for key in missing if key in (getattr(job.bare_model, "all_tied_weights_keys", None) or {})}
-    if set(missing) - tied or unexpected:
-        raise RunError(
-            RESUME, f"the checkpoint's weights do not fit: missing {missing}, unknown {unexpected}"
-        )
-    job.bare_model.tie_weights()
-
-
-def _save_model(job: Job, place: Path) -> None:
-    weights: Any = job.accelerator.get_state_dict(job.model)
-    if job.accelerator.is_main_process:
-        hf.save(job.bare_model, place, job.tokenizer, state_dict=weights)
-        if job.tokenizer.is_fast:  # CANINE's has nothing that could differ
-            write_identity(place, job.tokenizer)
 
 
 def _rotate(folder: Path, keep: int, protected_steps: set[int | None]) -> None:

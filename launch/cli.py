@@ -102,6 +102,11 @@ def _add_model_verbs(add: Callable[..., argparse.ArgumentParser]) -> None:
         "run", metavar="RUN", help="a run folder: its final model, else its best, else its newest"
     )
     export.add_argument("folder", metavar="DIR", help="a new or an empty folder")
+    export.add_argument(
+        "--part",
+        choices=["discriminator", "generator"],
+        help="of replaced-token detection; default: the discriminator",
+    )
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -201,7 +206,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from launch.export import export
 
     try:
-        folder = export(Path(arguments.run), Path(arguments.folder))
+        folder = export(Path(arguments.run), Path(arguments.folder), arguments.part)
     except (ValueError, OSError) as error:
         raise RunError(REQUEST, str(error)) from error
     print(folder)  # noqa: T201

@@ -98,6 +98,18 @@ def print_verdict(verdict: Verdict) -> None:
     )
 
 
+def print_intake(read: dict[str, Any], console: Console | None = None) -> None:
+    """What became of the lines that were read, from `Intake.describe`: counts, and the first bad ones."""
+    from data_pipes.reading.intake import describe_example
+
+    console = console or Console(highlight=False, soft_wrap=True)
+    console.print(f"read: {read['lines']:,} lines, {read['good']:,} good, {read['blank']:,} blank")
+    for reason, count in read["skipped"].items():
+        console.print(f"skipped, {reason}: {count:,}")
+    for example in read["examples"]:
+        console.print(f"  {describe_example(example)}", markup=False, soft_wrap=True)
+
+
 def prepare_with_progress(recipe: Recipe, num_workers: int | None = None) -> Any:
     """The recipe's store; while it is built, stderr says what is being done and how far it is."""
     from launch.corpus import count_documents, prepare_corpus

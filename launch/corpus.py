@@ -190,9 +190,9 @@ def prepare_corpus(
     """
     from data_pipes.prepare import prepare_store
 
-    arguments = store_arguments(recipe)
-    assert arguments is not None
     try:
+        arguments = store_arguments(recipe)
+        assert arguments is not None
         if recipe.data.streaming and may_grow:
             from data_pipes.stream import open_stream
 

@@ -147,16 +147,25 @@ def describe(event: dict[str, Any], pace: _Pace) -> str:
             f"data wait {event['data_wait_fraction']:.1%}  left {pace.eta(event['step'])}"
         )
     if event["kind"] == "eval":
-        return (
+        text = (
             f"{step}  evaluation: loss {event['loss']:.4f}  perplexity {event['perplexity']:,.2f}  "
             f"accuracy {event['accuracy']:.1%}  on {event['num_targets']:,} targets"
         )
+        return f"{text}; discriminator: {describe_pair(event)}" if "discriminator_auc" in event else text
     if event["kind"] == "yardstick":
         figures = f"perplexity {event['perplexity']:,.2f}  on {event['num_targets']:,} targets"
         return f"yardstick {event['name']}: {figures}"
     if event["kind"] == "save":
         return f"{step}  saved {event['path']}"
     return event.get("message", "")
+
+
+def describe_pair(score: dict[str, Any]) -> str:
+    """What an evaluation found about a discriminator, on one line."""
+    return (
+        f"AUC {score['discriminator_auc']:.4f}  loss {score['discriminator_loss']:.4f} "
+        f"(base rate {score['discriminator_base_loss']:.4f})  on {score['num_positions']:,} pieces"
+    )
 
 
 def draw_sparkline(values: list[float], width: int) -> str:

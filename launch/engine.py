@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from launch.hardware import DS_CONFIGS, Profile
 from launch.plan import Plan
 from launch.recipe import Training
-from launch.verdict import DEFECT, MACHINE, RunError
+from launch.verdict import DEFECT, MACHINE, REQUEST, RunError
+from modeling.deberta import DebertaForMaskedLM
+from modeling.encoding import DebertaEncoding
+from modeling.pair import list_parts
 
 _MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -104,6 +107,26 @@ def check_model(model: nn.Module, plan: Plan) -> None:
             f"planned ZeRO stage {plan.zero_stage} on {plan.world_size} processes, the model is a {kind} of "
             f"stage {stage}",
         )
+
+
+def choose_attention(model: nn.Module, plan: Plan) -> str | None:
+    """Set a DeBERTa's attention kernel, once it is on its device; which and why, in words.
+
+    Raises:
+        RunError: the kernel that was asked for cannot be had here.
+    """
+    name = reason = None
+    try:
+        for part in list_parts(model):
+            if isinstance(part, DebertaForMaskedLM):
+                part.sparse_last_layer = True
+            if isinstance(part, DebertaEncoding):
+                name, reason = part.set_attention(plan.attention)
+    except ValueError as error:
+        raise RunError(REQUEST, f"{error}") from error
+    except ModuleNotFoundError as error:
+        raise RunError(MACHINE, f"{error}") from error
+    return f"{name} ({reason})" if name else None
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

@@ -4,10 +4,14 @@ import math
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from data_pipes.feed import FrozenBatches, move_batch
 from launch.engine import sum_over_ranks
+from modeling.rtd import NUM_SCORE_BINS, RtdModel
+
+_HIDDEN = ("loss_sum", "num_correct", "num_targets")
+_JUDGED = ("discriminator_loss_sum", "num_replaced", "num_positions")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,26 @@ class Score:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class PairScore(Score):
+    """What an evaluation of a generator and a discriminator found; the first figures are the generator's.
+
+    Attributes:
+        discriminator_loss: nats per judged piece.
+        discriminator_base_loss: the same for one that knows the share of replaced pieces and nothing else.
+        discriminator_auc: the chance that of a replaced and an original piece it puts the right one first;
+            ties count half, those within a bin of 1/2048 of a logit too. 0.5 where there are no such two.
+        num_positions: judged pieces over all ranks.
+        num_replaced: of them those that are not the original ones.
+    """
+
+    discriminator_loss: float
+    discriminator_base_loss: float
+    discriminator_auc: float
+    num_positions: int
+    num_replaced: int
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, frozen: FrozenBatches, device: torch.device) -> Score:
     """Score a model on every frozen batch.
@@ -51,15 +75,49 @@ def evaluate(model: nn.Module, frozen: FrozenBatches, device: torch.device) -> S
         frozen: this rank's batches.
         device: where the model is.
     """
+    is_pair = isinstance(model, RtdModel)
+    names = _HIDDEN + _JUDGED if is_pair else _HIDDEN
     was_training = model.training
     model.eval()
-    sums = torch.zeros(frozen.num_batches, 3, dtype=torch.float64)
+    sums = torch.zeros(frozen.num_batches, len(names), dtype=torch.float64)
+    score_counts = torch.zeros(2, NUM_SCORE_BINS, dtype=torch.int64, device=device)
     for number, batch in frozen:
         output = model(**move_batch(batch, device))
-        counted = (output.loss_sum, output.num_correct, output.num_targets)
         if number is None:  # it only kept the ranks together
             continue
-        sums[number] = torch.stack([value.double() for value in counted]).cpu()
+        sums[number] = torch.stack([output[name].double() for name in names]).cpu()
+        if is_pair:
+            score_counts += output.score_counts
     model.train(was_training)
-    loss_sum, num_correct, num_targets = sum_over_ranks(sums.to(device)).cpu().sum(dim=0).tolist()
-    return Score.of(loss_sum, num_correct, num_targets)
+    totals = sum_over_ranks(sums.to(device)).cpu().sum(dim=0).tolist()
+    hidden = Score.of(*totals[: len(_HIDDEN)])
+    if not is_pair:
+        return hidden
+    loss_sum, num_replaced, num_positions = totals[len(_HIDDEN) :]
+    return score_pair(hidden, loss_sum, num_replaced, num_positions, sum_over_ranks(score_counts).cpu())
+
+
+def score_pair(
+    hidden: Score, loss_sum: float, num_replaced: float, num_positions: float, score_counts: Tensor
+) -> PairScore:
+    """Divide the sums of the discriminator; its counts by bin are int64 [2, bins]."""
+    share = num_replaced / num_positions
+    base = -sum(part * math.log(part) for part in (share, 1 - share) if part > 0)
+    return PairScore(
+        **asdict(hidden),
+        discriminator_loss=loss_sum / num_positions,
+        discriminator_base_loss=base,
+        discriminator_auc=measure_auc(score_counts),
+        num_positions=int(num_positions),
+        num_replaced=int(num_replaced),
+    )
+
+
+def measure_auc(score_counts: Tensor) -> float:
+    """Area under the curve of counts by ascending score, int64 [2, bins]: negatives, positives."""
+    negatives, positives = score_counts
+    num_pairs = int(negatives.sum()) * int(positives.sum())
+    if num_pairs == 0:
+        return 0.5
+    twice_below = 2 * negatives.cumsum(0) - negatives
+    return int((positives * twice_below).sum()) / (2 * num_pairs)

@@ -40,7 +40,7 @@ def finish_folder(folder: Path) -> Path:
     from launch.export import write_card
     from launch.report import write_report
 
-    for name in ("best", "final"):
+    for name in ("best", "final", "best/generator", "final/generator"):
         if (folder / name).is_dir():
             write_card(folder / name, run_folder=folder)
     return write_report([folder])

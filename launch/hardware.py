@@ -27,6 +27,8 @@ class Gpu(BaseModel):
 
     memory_gb: float = Field(gt=0)
     compute_capability: float = Field(ge=3)
+    peak_flops: float | None = Field(default=None, gt=0)
+    """Dense FLOP/s in the precision that `precision: auto` picks on it; null: not known, no MFU."""
 
     @property
     def has_bf16(self) -> bool:

@@ -9,7 +9,10 @@ from rich.console import Console
 from data_pipes.feed import FrozenBatches
 from launch.build import build_layout, build_masking, build_tokenizer
 from launch.console import prepare_with_progress
-from launch.evaluate import Score, evaluate
+from launch.display import describe_pair
+from launch.evaluate import PairScore, Score, evaluate
+from launch.objective import read_pair
+from launch.predict import find_masked_lm
 from launch.recipe import Recipe
 from launch.verdict import REQUEST, RunError
 from modeling import hf
@@ -39,6 +42,8 @@ def judge(model: Path, recipe: Recipe, *, as_json: bool) -> int:
             f"{folder}: loss {score.loss:.4f}  perplexity {score.perplexity:,.2f}  "
             f"accuracy {score.accuracy:.1%}  on {score.num_targets:,} targets of {recipe.name}"
         )
+        if isinstance(score, PairScore):
+            Console(highlight=False, soft_wrap=True).print(f"discriminator: {describe_pair(score.as_dict())}")
     return 0
 
 
@@ -47,8 +52,13 @@ def score_folder(folder: Path, recipe: Recipe) -> Score:
     store = prepare_with_progress(recipe)
     tokenizer = build_tokenizer(recipe, store)
     code_points = store.code_points.tolist() if recipe.model.family == "canine" else None
+    is_rtd = recipe.objective.kind == "rtd"
+    folder = folder if is_rtd else find_masked_lm(folder)
     try:
-        model, report = hf.load(recipe.model.family, folder, head_code_points=code_points)
+        if is_rtd:
+            model, report = read_pair(recipe, folder, tokenizer)
+        else:
+            model, report = hf.load(recipe.model.family, folder, head_code_points=code_points)
     except (OSError, ValueError) as error:
         raise RunError(REQUEST, f"{folder} cannot be judged: {error}") from error
     if report.new:

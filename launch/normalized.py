@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -27,6 +28,8 @@ from data_pipes.documents import Batch
 from data_pipes.normalize import Normalized, Normalizer, normalize_batch, parse_normalizers
 from data_pipes.reading.intake import Intake
 from data_pipes.sources import count_estimate, parse_source, read_batches
+from data_pipes.split import hash_texts
+from launch.console import print_intake
 from launch.verdict import MACHINE, REQUEST, RunError
 
 CARRIED = ("doc_id", "pub_id", "cap_id")
@@ -121,11 +124,11 @@ def normalize_corpus(
         raise RunError(REQUEST, "data.normalize is empty; give normalisers, e.g. [{kind: whitespace}]")
     if out.exists():
         raise RunError(REQUEST, f"{out} is there already; name a new file or remove it")
-    tally = Tally(num_samples)
+    tally, intake = Tally(num_samples), Intake()
     try:
         steps = parse_normalizers(list(normalizers))
         with _open_draft(out) as file, _show_progress(sources, limit) as advance:
-            for batch in _read(sources, limit, bad_input or {}):
+            for batch in _read(sources, limit, bad_input or {}, intake):
                 _write(batch, steps, file, tally)
                 advance(tally.num_documents)
     except ValueError as error:
@@ -133,30 +136,38 @@ def normalize_corpus(
     except OSError as error:
         raise RunError(MACHINE, f"{out} cannot be written: {error}") from error
     print_tally(tally, out)
+    print_intake(intake.describe())
     return 0
 
 
-def _read(sources: Sequence[dict[str, Any]], limit: int | None, bad_input: dict[str, Any]) -> Iterator[Batch]:
+def _read(
+    sources: Sequence[dict[str, Any]], limit: int | None, bad_input: dict[str, Any], intake: Intake
+) -> Iterator[Batch]:
+    """Batches of all sources; what was read of each goes into the intake."""
     left = limit
     for spec in sources:
         if spec.get("kind") == "aligned" and spec.get("text_key", "norm_text") != "raw_text":
             raise ValueError(
                 f"{spec.get('path')} is normalised already; give text_key: raw_text to normalise it anew"
             )
-        for batch in read_batches(parse_source(spec), intake=Intake(**bad_input), carry=CARRIED):
+        own = Intake(**bad_input)
+        for batch in read_batches(parse_source(spec), intake=own, carry=CARRIED):
             if left is not None:
                 batch = batch.head(left)
                 left -= batch.num_documents
             if batch.num_documents:
                 yield batch
             if left == 0:
-                return
+                break
+        intake.merge(own)
+        if left == 0:
+            return
 
 
 def _write(batch: Batch, steps: list[Normalizer], file: IO[bytes], tally: Tally) -> None:
     raws = batch.texts.to_pylist()
     done = normalize_batch(raws, steps)
-    names = _name_documents(batch, tally.num_documents)
+    names = _name_documents(batch, tally.num_documents, done.texts)
     records = zip(names, raws, done.texts, done.align_maps, strict=True)
     for name, raw, norm, align in records:
         record = name | {"raw_text": raw, "norm_text": norm, "align_map": align.to_json()}
@@ -164,15 +175,19 @@ def _write(batch: Batch, steps: list[Normalizer], file: IO[bytes], tally: Tally)
     tally.add(raws, done)
 
 
-def _name_documents(batch: Batch, first: int) -> list[dict[str, str | None]]:
-    """The keys of each document; where it has none, its number, its group or itself, and null."""
+def _name_documents(batch: Batch, first: int, norms: list[str]) -> list[dict[str, str | None]]:
+    """The keys of each document; where it has none, its number, its group or a hash, and null.
+
+    The hash is of the normal text: documents that are the same stay on one side of the split.
+    """
+    hashes = hash_texts(pa.array(norms, pa.string())).tolist()
     found = {key: batch.carried[key].to_pylist() if key in batch.carried else [] for key in CARRIED}
     groups = batch.groups.to_pylist() if batch.groups is not None else []
     names = []
     for place in range(batch.num_documents):
         doc_id, pub_id, cap_id = (found[key][place] if found[key] else "" for key in CARRIED)
         doc_id = doc_id or str(first + place)
-        pub_id = pub_id or (groups[place] if groups else doc_id)
+        pub_id = pub_id or (groups[place] if groups else f"{hashes[place]:016x}")
         names.append({"doc_id": doc_id, "pub_id": pub_id, "cap_id": cap_id or None})
     return names
 

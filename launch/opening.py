@@ -9,6 +9,7 @@ from data_pipes.masking import describe_rate
 from launch.build import build_masking, count_classes
 
 if TYPE_CHECKING:
+    from data_pipes.store import StoredRows
     from launch.build import Job
     from launch.checkpoint import Progress
     from launch.track import Tracker
@@ -37,7 +38,7 @@ def fill_samples(job: "Job", tracker: "Tracker", step: int) -> None:
         return
     from launch.predict import as_dict, fill_texts
 
-    for filled in fill_texts(job.bare_model, job.tokenizer, samples, device=job.accelerator.device):
+    for filled in fill_texts(job.masked_lm, job.tokenizer, samples, device=job.accelerator.device):
         tracker.log("fill", step, **as_dict(filled))
 
 
@@ -58,9 +59,18 @@ def _log_data(job: "Job", tracker: "Tracker") -> None:
     )
 
 
+def _find_rows(job: "Job") -> "StoredRows":
+    """The training rows that are looked at: of a stream its first shard, however many are there by now.
+
+    Later rows may hold characters that the output table, settled with the first shard, has no class for.
+    """
+    train = job.store.train
+    return train.head(train.rows_per_shard) if train.rows_per_shard else train
+
+
 def _log_rate(job: "Job", tracker: "Tracker") -> None:
     """What the first rows really hide: the target that every row must have raises the rate of short ones."""
-    rows = job.store.train
+    rows = _find_rows(job)
     row_ids = np.arange(min(_RATE_ROWS, rows.num_rows))
     masking = build_masking(job.recipe, job.tokenizer, job.store)
     found = describe_rate(
@@ -100,7 +110,7 @@ def _log_weights(job: "Job", tracker: "Tracker") -> None:
 def _log_yardsticks(job: "Job", tracker: "Tracker") -> None:
     """What two count tables reach on the same targets; a model that learns beats both."""
     scores = yardsticks.score(
-        job.store.train,
+        _find_rows(job),
         job.store.evaluation,
         masking=build_masking(job.recipe, job.tokenizer, job.store, is_frozen=True),
         seed=job.recipe.training.seed,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from launch.accounting import estimate_seconds, plan_flops
 from launch.hardware import Profile, read_zero
 from launch.recipe import Recipe
 from launch.schedule import Cadence, RateSchedule, resolve_warmup
@@ -75,7 +76,12 @@ class Plan(BaseModel):
     zero_stage: int | None
     attention: str
     memory: dict[str, Any] | None = None
+    peak_flops: float | None = None
+    """Of one device, FLOP/s; None: not known, or not in this precision."""
+    flops_per_step: float | None = None
+    """Model FLOPs, forward and backward, of all devices."""
     seconds: float | None = None
+    """At an assumed share of the peak; `warnings` say which."""
     ladder: list[dict[str, Any]] = []
     output: str = ""
     command: list[str] = []
@@ -119,6 +125,9 @@ def make_plan(recipe: Recipe, profile: Profile, options: Options, corpus: Corpus
             "them by heart; watch the evaluation, or add sources"
         )
     numbers = _schedule(recipe, corpus, errors)
+    precision = _precision(recipe, profile, errors)
+    peak_flops = profile.gpu.peak_flops if profile.gpu and precision != "fp32" else None
+    numbers |= _cost(recipe, corpus, numbers["num_steps"], (peak_flops, world_size), warnings)
     checkpointing = options.checkpointing == "on" if options.checkpointing else profile.gradient_checkpointing
     return Plan(
         recipe=recipe.name,
@@ -132,7 +141,8 @@ def make_plan(recipe: Recipe, profile: Profile, options: Options, corpus: Corpus
         evaluation_batch=_largest_batch(recipe, profile),
         num_rows=corpus.num_rows,
         corpus_origin=corpus.origin,
-        precision=_precision(recipe, profile, errors),
+        precision=precision,
+        peak_flops=peak_flops,
         gradient_checkpointing=checkpointing,
         offload=offload,
         zero_stage=zero_stage,
@@ -227,6 +237,24 @@ def _schedule(recipe: Recipe, corpus: Corpus, errors: list[str]) -> dict[str, An
             "nothing to evaluate on: data.evaluation_share is 0 and no source has split: evaluation"
         )
     return numbers
+
+
+def _cost(
+    recipe: Recipe,
+    corpus: Corpus,
+    num_steps: int | None,
+    hardware: tuple[float | None, int],
+    warnings: list[str],
+) -> dict[str, float | None]:
+    """FLOPs of a step and, on a card (its peak, how many) that is known, an assumed time for the run."""
+    per_row = corpus.num_tokens / corpus.num_rows if corpus.num_tokens and corpus.num_rows else None
+    flops, seconds = plan_flops(recipe, per_row), None
+    peak_flops, world_size = hardware
+    if flops is not None and peak_flops is not None and num_steps is not None:
+        is_bound = per_row is None and recipe.model.family == "canine"
+        seconds, origin = estimate_seconds(flops * num_steps, peak_flops, world_size, is_bound=is_bound)
+        warnings.append(origin)
+    return {"flops_per_step": flops, "seconds": seconds}
 
 
 def _check_warmup(recipe: Recipe, num_steps: int, num_warmup_steps: int, errors: list[str]) -> None:

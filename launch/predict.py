@@ -17,6 +17,7 @@ from launch.manifest import find_checkpoints
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+GENERATOR = "generator"  # the folder that modeling.pair makes; a name here, as looking for it needs no torch
 # Logits of one batch: 2^27 numbers are 512 MB; 128,100 pieces at 512 slots are 65.6 million a row.
 _MAX_LOGITS = 2**27
 
@@ -60,7 +61,7 @@ def fill(
     Raises:
         ValueError: there is no model, a text hides nothing or is too long, `top` is below 1.
     """
-    model, tokenizer = load_model(find_model(Path(model_folder)))
+    model, tokenizer = load_model(find_masked_lm(find_model(Path(model_folder))))
     return fill_texts(model, tokenizer, texts, top=top, device=device)
 
 
@@ -80,6 +81,12 @@ def find_model(folder: Path) -> Path:
     )
 
 
+def find_masked_lm(folder: Path) -> Path:
+    """The masked language model of a model folder: itself, or the generator in a discriminator's folder."""
+    inside = folder / GENERATOR
+    return inside if (inside / "config.json").is_file() else folder
+
+
 def load_model(folder: Path) -> tuple[Any, Any]:
     """A masked-LM and its tokenizer (None for a character model), from a Hugging Face folder.
 
@@ -90,15 +97,18 @@ def load_model(folder: Path) -> tuple[Any, Any]:
     from transformers.utils.logging import disable_progress_bar
 
     import modeling  # noqa: F401 - registers the classes
+    from modeling.trust import SAFE_CODE, SAFE_WEIGHTS, check_weights
 
     disable_progress_bar()
-    model, found = AutoModelForMaskedLM.from_pretrained(str(folder), output_loading_info=True)
+    check_weights(folder)
+    model, found = AutoModelForMaskedLM.from_pretrained(str(folder), output_loading_info=True, **SAFE_WEIGHTS)
     if found["missing_keys"]:
         raise ValueError(
             f"{folder} lacks the weights {sorted(found['missing_keys'])}, which would be random: give a "
             "folder that holds the encoder with its masked-LM head"
         )
-    tokenizer = None if model.config.model_type == "canine" else AutoTokenizer.from_pretrained(str(folder))
+    is_characters = model.config.model_type == "canine"
+    tokenizer = None if is_characters else AutoTokenizer.from_pretrained(str(folder), **SAFE_CODE)
     return model, tokenizer
 
 

@@ -12,10 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from data_pipes.collate import MASK_CHARACTER
 from data_pipes.masking import Hidden, Masking, describe_rate, hide
 from data_pipes.masks.units import find_words
-from data_pipes.reading.intake import describe_example
 from data_pipes.rows import Rows
 from launch.build import build_masking, build_tokenizer
-from launch.console import prepare_with_progress
+from launch.console import prepare_with_progress, print_intake
 from launch.recipe import Recipe
 
 FATES = ("masked", "random", "kept")
@@ -33,12 +32,7 @@ def prepare(recipe: Recipe, *, num_workers: int | None = None) -> int:
             f"{name}: {split['num_documents']:,} documents, {split['num_rows']:,} rows, "
             f"{split['num_pieces']:,} pieces, rows filled to {split['fill']:.1%}"
         )
-    read = manifest["input"]
-    console.print(f"read: {read['lines']:,} lines, {read['good']:,} good, {read['blank']:,} blank")
-    for reason, count in read["skipped"].items():
-        console.print(f"skipped, {reason}: {count:,}")
-    for example in read["examples"]:
-        console.print(f"  {describe_example(example)}", markup=False, soft_wrap=True)
+    print_intake(manifest["input"], console)
     for reason, count in manifest["dropped"].items():
         console.print(f"dropped, {reason}: {count:,}")
     console.print(f"store: {store.folder}", soft_wrap=True)

@@ -9,9 +9,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from launch.recipe_data import Data
-from launch.recipe_part import Part
-
-Rate = Annotated[float, Field(gt=0, lt=1)]
+from launch.recipe_objective import MaskedLM, Objective, ReplacedTokens
+from launch.recipe_part import Part, Rate
 
 
 class Model(Part):
@@ -81,60 +80,6 @@ class Tokenizer(Part):
         return self
 
 
-class WeightedTerms(Part):
-    """Listed words are hidden more often, or less, than others; never in the evaluation."""
-
-    path: str
-    """A list, one term a line; `_` for a space."""
-    factor: float = Field(2.0, gt=0, le=100)
-    """A listed word's weight in the draw, where other words have 1."""
-
-
-class Masking(Part):
-    """What is hidden from the model."""
-
-    kind: Literal["whole_word", "token", "span", "character", "character_span"]
-    """`span` hides runs of whole words, `character_span` runs of characters."""
-    rate: Rate = 0.15
-    """Share of the words (pieces, characters) that are hidden."""
-    replace: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    """Of the hidden: the share that becomes the mask, a random piece, or stays as it is."""
-    mean_span: float | None = Field(None, ge=1)
-    """Spans: their mean length in words or characters (geometric); null: 3."""
-    max_span: int | None = Field(None, ge=1)
-    """Spans: the longest; null: 10."""
-    public_suffix: Literal["any", "never", "always"] = "any"
-    """Domain names: whether `.co.uk` and its kin are hidden like any character, never, or always."""
-    terms: WeightedTerms | None = None
-
-    @field_validator("replace")
-    @classmethod
-    def _check_shares(cls, replace: tuple[float, float, float]) -> tuple[float, float, float]:
-        if any(share < 0 for share in replace) or abs(sum(replace) - 1) > 1e-9:
-            raise ValueError(f"wanted three shares that sum to 1, given {list(replace)}")
-        return replace
-
-    @model_validator(mode="after")
-    def _check_kind(self) -> "Masking":
-        spans = self.kind in ("span", "character_span")
-        if not spans and (self.mean_span is not None or self.max_span is not None):
-            raise ValueError(f"mean_span and max_span are for spans, not for {self.kind}")
-        if spans and (self.max_span or 10) < (self.mean_span or 3):
-            raise ValueError(f"max_span {self.max_span or 10} is below mean_span {self.mean_span or 3}")
-        if self.public_suffix != "any" and not self.kind.startswith("character"):
-            raise ValueError(f"public_suffix is for domain names in characters, not for {self.kind}")
-        if self.terms is not None and self.kind != "whole_word":
-            raise ValueError(f"terms are for whole_word, not for {self.kind}")
-        return self
-
-
-class Objective(Part):
-    """What the model is trained to do."""
-
-    kind: Literal["mlm"] = "mlm"
-    masking: Masking
-
-
 class Training(Part):
     """How it is trained. The global batch is in rows and does not depend on the hardware."""
 
@@ -190,10 +135,14 @@ class Checkpoint(Part):
     """The newest ones; the best one and the one that the run was resumed from come on top."""
 
 
+Metric = Literal["loss", "perplexity", "accuracy", "discriminator_loss", "discriminator_auc"]
+
+
 class Stopping(Part):
     """Stop early when an evaluation metric no longer gets better."""
 
-    metric: Literal["loss", "perplexity", "accuracy"] = "loss"
+    metric: Metric | None = None
+    """Null: `loss`, for replaced-token detection `discriminator_loss`."""
     patience: int = Field(5, ge=1)
     """Evaluations without an improvement before the run stops."""
     threshold: float = Field(0.0, ge=0)
@@ -228,6 +177,17 @@ class Recipe(Part):
     report_to: list[Literal["tensorboard"]] = []
     """Trackers beside metrics.jsonl, which is always written."""
 
+    @property
+    def best_metric(self) -> Metric:
+        """What the best model is chosen by."""
+        metric = self.stopping.metric if self.stopping else None
+        return metric or ("discriminator_loss" if self.objective.kind == "rtd" else "loss")
+
+    @property
+    def threshold(self) -> float:
+        """A smaller improvement is none."""
+        return self.stopping.threshold if self.stopping else 0.0
+
 
 def contradictions(parts: dict[str, Part | None]) -> list[tuple[str, str]]:
     """What the sections say against each other, as (key path, message).
@@ -244,16 +204,32 @@ def contradictions(parts: dict[str, Part | None]) -> list[tuple[str, str]]:
         found.append(("tokenizer", "a canine model reads characters; remove this section"))
     if not characters and "tokenizer" in parts and tokenizer is None:
         found.append(("tokenizer", "a deberta model wants a tokenizer: source: train, a hub id or a folder"))
-    if isinstance(objective, Objective):
+    if isinstance(objective, MaskedLM | ReplacedTokens):
         kind = objective.masking.kind
         if characters != kind.startswith("character"):
             wanted = "character or character_span" if characters else "whole_word, token or span"
             found.append(("objective.masking.kind", f"{model.family} wants {wanted}, not {kind}"))
     if isinstance(data, Data) and characters and "packing" in data.model_fields_set and data.packing:
         found.append(("data.packing", "canine takes one document a row; set packing: false"))
+    found += _check_objective(model, objective, parts.get("stopping"))
     trains = isinstance(tokenizer, Tokenizer) and tokenizer.source == "train"
     if isinstance(data, Data) and data.streaming and trains:
         found.append(
             ("data.streaming", "a stream is read once, so that no tokenizer can be trained on it first")
         )
     return found
+
+
+def _check_objective(model: Model, objective: Part | None, stopping: Part | None) -> list[tuple[str, str]]:
+    if not isinstance(objective, ReplacedTokens):
+        metric = stopping.metric if isinstance(stopping, Stopping) else None
+        if isinstance(objective, MaskedLM) and metric and metric.startswith("discriminator"):
+            return [("stopping.metric", f"{metric} is of objective.kind: rtd; take loss here")]
+        return []
+    if model.family == "canine":
+        return [("objective.kind", "rtd replaces pieces, and a canine model reads characters; set kind: mlm")]
+    most = model.config.get("num_hidden_layers")
+    wanted = objective.generator.num_hidden_layers
+    if isinstance(most, int) and wanted is not None and wanted > most:
+        return [("objective.generator.num_hidden_layers", f"{wanted} are more than the model's {most}")]
+    return []

@@ -135,7 +135,7 @@ def _wanted(schema: Any) -> str:
     if origin is Literal:
         return " or ".join(map(str, arguments))
     if origin in (Union, types.UnionType):
-        return ", or ".join(_wanted(argument) for argument in arguments)
+        return ", or ".join(dict.fromkeys(map(_wanted, arguments)))
     if origin is list:
         return "a list"
     if origin is tuple:

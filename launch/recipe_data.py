@@ -20,7 +20,7 @@ class Files(Part):
     """`auto`: by hash. Otherwise the whole source goes to one side."""
     weight: Share | None = None
     """Share of the training rows that come from here, relative to the other weights; null: every row once an
-    epoch. All sources have a weight or none has."""
+    epoch. All sources that are trained on have a weight, or none has; one for the evaluation has none."""
 
 
 class Records(Files):
@@ -164,9 +164,11 @@ class Data(Part):
 
     @model_validator(mode="after")
     def _check_weights(self) -> "Data":
-        weights = [source.weight for source in self.sources]
+        if any(source.weight is not None and source.split == "evaluation" for source in self.sources):
+            raise ValueError("a source with split: evaluation is not trained on; remove its weight")
+        weights = [source.weight for source in self.sources if source.split != "evaluation"]
         if None in weights and set(weights) != {None}:
             raise ValueError("some sources have a weight and some have none; give all of them one, or none")
-        if self.streaming and set(weights) != {None}:
+        if self.streaming and not set(weights) <= {None}:
             raise ValueError("weights want the sizes of all sources, which no stream knows; remove them")
         return self

@@ -1,6 +1,10 @@
 """What every section of a recipe is made of."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Rate = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Part(BaseModel):

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from launch.events import Event, Events, number, read_events
-from launch.figure import show_number, show_ratio
+from launch.figure import show_number, show_ratio, show_share
 from launch.strict_yaml import StrictYamlError, load_yaml
 
 YARDSTICKS = {"unigram": "the unigram table", "neighbours": "the neighbour table"}
+HIGHER_IS_BETTER = ("accuracy", "discriminator_auc")
 _DONE = ("steps", "patience", "done", "finished")
 
 
@@ -148,6 +149,32 @@ def describe_status(record: Record) -> str:
     told = {"patience": "stopped early, no better evaluation within the patience"}.get(reason, reason)
     words = "" if not told or (reason in _DONE and told == reason) else f" ({told.replace('_', ' ')})"
     return f"{'finished' if record.is_finished else 'ended early'}, {where}{words}"
+
+
+def find_best(record: Record) -> tuple[str, int | None]:
+    """The metric that the best model is chosen by, and the step that it is from."""
+    stopping, objective = (record.recipe.get(name) or {} for name in ("stopping", "objective"))
+    is_pair = objective.get("kind") == "rtd"
+    metric = stopping.get("metric") or ("discriminator_loss" if is_pair else "loss")
+    sign = -1 if metric in HIGHER_IS_BETTER else 1
+    curve = record.events.curve("eval", metric)
+    finite = [(sign * value, step) for step, value in curve if value == value]
+    return metric, min(finite)[1] if finite else None
+
+
+def judge_discriminator(record: Record, step: int | None = None) -> str:
+    """The verdict on a discriminator in words: its loss against the base rate's; else empty."""
+    event = record.evaluation(step) or {}
+    names = ("discriminator_loss", "discriminator_base_loss", "discriminator_auc")
+    loss, base, auc = (number(event, name) for name in names)
+    if loss is None or base is None or auc is None:
+        return ""
+    verb = "is below" if loss < base else "is not below"
+    return (
+        f"The discriminator's log-loss {loss:.4f} {verb} the {base:.4f} of the share of replaced pieces "
+        f"alone; it puts a replaced piece before an original one {show_share(auc)} of the time (AUC; chance "
+        "is 50%)."
+    )
 
 
 def judge(record: Record, step: int | None = None) -> str:

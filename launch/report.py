@@ -11,7 +11,14 @@ from markupsafe import Markup
 from launch.chart import Curve, draw_chart, smooth
 from launch.events import Event, number
 from launch.figure import show_bytes, show_fact, show_number, show_share
-from launch.record import YARDSTICKS, Record, describe_status, judge, read_record
+from launch.record import (
+    YARDSTICKS,
+    Record,
+    describe_status,
+    judge,
+    judge_discriminator,
+    read_record,
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ def _describe(record: Record) -> dict[str, Any]:
         "label": _label(record),
         "description": str(record.recipe.get("description") or ""),
         "status": describe_status(record),
-        "verdict": judge(record),
+        "verdict": f"{judge(record)} {judge_discriminator(record)}".strip(),
         "gaps": record.gaps,
         "figures": _key_figures(record),
         "samples": _samples(record),
@@ -95,6 +102,13 @@ def _key_figures(record: Record) -> list[tuple[str, str]]:
     accuracy = number(last, "accuracy") if last else None
     if accuracy is not None:
         shown.append(("accuracy", show_share(accuracy)))
+    for name, label in (
+        ("auc", "discriminator AUC"),
+        ("loss", "its log-loss"),
+        ("base_loss", "of base rate"),
+    ):
+        value = number(last, f"discriminator_{name}") if last else None
+        shown += [(label, f"{value:.4f}")] if value is not None else []
     speeds = [value for _, value in record.events.curve("train", "tokens_per_second")]
     if speeds:
         shown.append(("tokens/s", show_number(sorted(speeds)[len(speeds) // 2])))
@@ -182,6 +196,9 @@ def _plan_facts(record: Record) -> list[tuple[str, str]]:
 _CHARTS = (
     ("train", "loss", "Training loss", "nats per target; faint: each step, line: running mean"),
     ("eval", "perplexity", "Evaluation perplexity", "on masks that never change; logarithmic"),
+    ("train", "discriminator_loss", "Discriminator training loss", "nats per judged piece"),
+    ("eval", "discriminator_loss", "Discriminator evaluation loss", "on the same draws for the same weights"),
+    ("eval", "discriminator_auc", "Discriminator AUC", "chance is 0.5"),
     ("train", "learning_rate", "Learning rate", ""),
     ("train", "grad_norm", "Gradient norm", "before clipping"),
     ("train", "tokens_per_second", "Tokens per second", "all processes"),
@@ -223,6 +240,12 @@ def _compare_settings(records: Sequence[Record]) -> dict[str, Any] | None:
     ends = [record.evaluation() for record in records]
     results = [
         (name, [_show_metric(end, name) for end in ends]) for name in ("perplexity", "loss", "accuracy")
+    ]
+    judged = ("discriminator_auc", "discriminator_loss", "discriminator_base_loss")
+    results += [
+        (name.replace("_", " "), [_show_metric(end, name) for end in ends])
+        for name in judged
+        if any(end and name in end for end in ends)
     ]
     results += _compare_marks(records)
     return {

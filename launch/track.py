@@ -86,32 +86,40 @@ class Stopwatch:
     def __init__(self) -> None:
         self._mark = time.perf_counter()
         self._waited = self._worked = 0.0
-        self._num_pieces = self._num_rows = 0
+        self._num_pieces = self._num_rows = self._num_flops = 0
 
     def waited(self) -> None:
         """The data has just arrived."""
         self._waited += self._lap()
 
-    def worked(self, num_pieces: int, num_rows: int) -> None:
-        """A step with so much in it is done."""
+    def worked(self, num_pieces: int, num_rows: int, num_flops: int = 0) -> None:
+        """A step with so much in it is done; 0 model FLOPs: they are not known."""
         self._worked += self._lap()
         self._num_pieces += num_pieces
         self._num_rows += num_rows
+        self._num_flops += num_flops
 
     def go_on(self) -> None:
         """Something that is not counted is over."""
         self._lap()
 
-    def read(self) -> dict[str, float]:
-        """Speeds and the share of the time spent waiting, since the last reading."""
+    def read(self, peak_flops: float | None = None) -> dict[str, float]:
+        """Speeds and the share of the time spent waiting, since the last reading.
+
+        `peak_flops` is that of all devices together; with it comes the share of it (MFU).
+        """
         seconds = max(self._waited + self._worked, 1e-9)
         found = {
             "tokens_per_second": self._num_pieces / seconds,
             "rows_per_second": self._num_rows / seconds,
             "data_wait_fraction": self._waited / seconds,
         }
+        if self._num_flops:
+            found["flops_per_second"] = self._num_flops / seconds
+            if peak_flops:
+                found["mfu"] = found["flops_per_second"] / peak_flops
         self._waited = self._worked = 0.0
-        self._num_pieces = self._num_rows = 0
+        self._num_pieces = self._num_rows = self._num_flops = 0
         return found
 
     def _lap(self) -> float:

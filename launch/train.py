@@ -5,6 +5,7 @@ The loop is `train`; all that it needs is built in launch/build.py.
 
 import argparse
 import math
+import operator
 import os
 import sys
 import traceback
@@ -62,7 +63,7 @@ def train(job: "Job", progress: "Progress", tracker: "Tracker", folder: Path) ->
         rate = rates.at(progress.step)
         set_rate(job.optimizer, rate)
         outcome = take_step(job, batch)
-        watch.worked(outcome.num_pieces, outcome.num_rows)
+        watch.worked(outcome.num_pieces, outcome.num_rows, outcome.num_flops)
         if progress.step % recipe.logging.every == 0 or progress.step == last_step:
             log_step(job, tracker, progress.step, rate, outcome, watch)
         if evaluations.is_due(progress.step) or progress.step == last_step:
@@ -82,12 +83,13 @@ def train(job: "Job", progress: "Progress", tracker: "Tracker", folder: Path) ->
 
 @dataclass
 class Outcome:
-    """What a step did: sums over all ranks, and the gradient norm before clipping (None: not finite)."""
+    """What a step did on all ranks: means of the terms of its loss by name, the norm before clipping, ..."""
 
-    loss_sum: float
+    means: dict[str, float]
     num_targets: int
     num_rows: int
     num_pieces: int
+    num_flops: int
     grad_norm: float | None
     epoch: float
     is_asked_to_stop: bool
@@ -96,8 +98,8 @@ class Outcome:
 def take_step(job: "Job", batch: "StepBatch") -> Outcome:
     """One optimizer step over the micro-batches of all ranks.
 
-    The loss of a step is one sum over one number of targets. Accelerate and DeepSpeed divide a micro-batch's
-    loss by the accumulation, and DDP and ZeRO divide the gradients by the ranks; the scale undoes both.
+    Each term of a step's loss is one sum over one count. Accelerate and DeepSpeed divide a micro-batch's
+    loss by the accumulation, and DDP and ZeRO divide the gradients by the ranks; the scales undo both.
 
     Raises:
         RunError: the loss or the gradient is not finite.
@@ -107,26 +109,31 @@ def take_step(job: "Job", batch: "StepBatch") -> Outcome:
     from data_pipes.feed import move_batch
     from launch.engine import sum_over_ranks
 
-    accelerator, device = job.accelerator, job.accelerator.device
-    own = [batch.num_targets, batch.num_rows, batch.num_pieces, job.stop.is_asked]
+    accelerator, device, terms = job.accelerator, job.accelerator.device, job.terms
+    num_flops = job.counter.count(batch.micro_batches) if job.counter else 0
+    own = [*(term.count(batch) for term in terms), batch.num_rows, batch.num_pieces, num_flops]
+    own.append(job.stop.is_asked)
     counts = sum_over_ranks(torch.tensor(own, dtype=torch.float64, device=device))
-    num_targets, num_rows, num_pieces, num_asked = (int(n) for n in counts.tolist())
-    scale = accelerator.gradient_accumulation_steps * accelerator.num_processes / num_targets
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    *sizes, num_rows, num_pieces, num_flops, num_asked = (int(n) for n in counts.tolist())
+    undo = accelerator.gradient_accumulation_steps * accelerator.num_processes
+    scales = [undo * term.weight / size for term, size in zip(terms, sizes, strict=True)]
+    totals = torch.zeros(len(terms), dtype=torch.float64, device=device)
     grad_norm = None
     for micro_batch in batch.micro_batches:
         with accelerator.accumulate(job.model):
             output = job.model(**move_batch(micro_batch, device))
-            accelerator.backward(output.loss_sum * scale)
+            sums = [output[f"{term.name}_sum"] for term in terms]
+            accelerator.backward(sum(map(operator.mul, sums, scales)))
             if accelerator.sync_gradients:
                 grad_norm = clip(job)
             job.optimizer.step()
             job.optimizer.zero_grad()
-        loss_sum += output.loss_sum.detach().double()
-    total = float(sum_over_ranks(loss_sum))
-    found = math.nan if grad_norm is None else float(grad_norm)
-    norm = check_finite(total / num_targets, found, job.plan.precision)
-    return Outcome(total, num_targets, num_rows, num_pieces, norm, batch.epoch, num_asked > 0)
+        totals += torch.stack(sums).detach().double()
+    found = sum_over_ranks(totals).tolist()
+    means = {term.name: total / size for term, total, size in zip(terms, found, sizes, strict=True)}
+    norm = math.nan if grad_norm is None else float(grad_norm)
+    norm = check_finite(sum(means.values()), norm, job.plan.precision)
+    return Outcome(means, sizes[0], num_rows, num_pieces, num_flops, norm, batch.epoch, num_asked > 0)
 
 
 def check_finite(loss: float, grad_norm: float, precision: str) -> float | None:
@@ -162,9 +169,7 @@ def evaluate_and_keep_best(job: "Job", progress: "Progress", tracker: "Tracker",
     from launch.evaluate import evaluate
 
     score = evaluate(job.bare_model, job.frozen, job.accelerator.device)
-    stopping = job.recipe.stopping
-    metric, threshold = (stopping.metric, stopping.threshold) if stopping else ("loss", 0.0)
-    progress = progress.judged(score, metric, threshold)
+    progress = progress.judged(score, job.recipe.best_metric, job.recipe.threshold)
     tracker.log("eval", progress.step, **score.as_dict())
     if progress.step and progress.best_step == progress.step:
         save_model(job, folder / "best")
@@ -183,14 +188,15 @@ def log_step(
     import torch
 
     is_cuda = job.accelerator.device.type == "cuda"
+    peak_flops = None if job.plan.peak_flops is None else job.plan.peak_flops * job.plan.world_size
     tracker.log(
         "train",
         step,
-        loss=outcome.loss_sum / outcome.num_targets,
+        **outcome.means,
         num_targets=outcome.num_targets,
         learning_rate=rate,
         grad_norm=outcome.grad_norm,
-        **watch.read(),
+        **watch.read(peak_flops),
         peak_memory_bytes=torch.cuda.max_memory_allocated() if is_cuda else _resident_bytes(),
         epoch=outcome.epoch,
     )

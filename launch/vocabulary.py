@@ -12,7 +12,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from launch.console import print_table
+from launch.console import print_intake, print_table
 from launch.corpus import describe_source, find_tokenizer, store_arguments
 from launch.recipe import Recipe
 from launch.verdict import MACHINE, REQUEST, RunError
@@ -191,13 +191,13 @@ def _read_texts(recipe: Recipe, *, is_training_only: bool) -> Iterator[pa.String
     data, root = recipe.data, find_cache_root(None)
     rules = parse_rules([rule.model_dump(exclude_none=True) for rule in data.clean])
     normalizers = parse_normalizers([each.model_dump(exclude_none=True) for each in data.normalize])
-    num_read, left = 0, data.limit
-    num_kept = 0
+    num_read, num_kept, left, intake = 0, 0, data.limit, Intake()
     with _show_progress() as show:
         for source in map(parse_source, map(describe_source, data.sources)):
             if left == 0:
                 break
-            for batch in read_batches(source, root, Intake(**data.bad_input.model_dump())):
+            own = Intake(**data.bad_input.model_dump())
+            for batch in read_batches(source, root, own):
                 batch = batch if left is None else batch.head(left)
                 left = None if left is None else left - batch.num_documents
                 num_read += batch.num_documents
@@ -212,6 +212,9 @@ def _read_texts(recipe: Recipe, *, is_training_only: bool) -> Iterator[pa.String
                 show(num_read)
                 if left == 0:
                     break
+            intake.merge(own)
+    if intake.num_skipped:
+        print_intake(intake.describe(), Console(stderr=True, highlight=False, soft_wrap=True))
     if num_kept == 0:
         raise SourceError(f"none of the {num_read:,} documents is left; check data.sources and data.clean")
 

@@ -3,7 +3,7 @@
 Shapes: B rows, L slots of a row, D hidden size, K targets of the batch, V = 1 + code points in the table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,16 @@ from transformers.activations import ACT2FN
 from transformers.models.canine.modeling_canine import CaninePreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from modeling.heads import IGNORED_LABEL, MaskedLMOutput, score_targets
+from modeling.canine_layers import adapt_layers, count_read_slots, encode_queries
+from modeling.heads import (
+    IGNORED_LABEL,
+    MaskedLMOutput,
+    check_labels,
+    find_targets,
+    score_hidden,
+    score_targets,
+)
+from modeling.layers import arrange_queries
 
 PAD_CODE_POINT = 0
 CLS_CODE_POINT = 0xE000
@@ -70,9 +79,15 @@ class CanineForMaskedLM(CaninePreTrainedModel):
     Class i + 1 is the code point `head_code_points[i]`, class 0 every other character. The encoder has no
     pooler, which would get no gradient.
 
+    `sparse_last_layer`, off at first, makes a batch with labels compute what its targets read and no more
+    (see `modeling.canine_layers`): the same loss and gradients up to rounding.
+
     Raises:
         ValueError: no table of code points, or one that is not strictly ascending.
     """
+
+    sparse_last_layer: bool = False
+    _compiled_score: Callable[..., MaskedLMOutput] | None = None
 
     def __init__(self, config: CanineConfig, head_code_points: Sequence[int] | None = None):
         if head_code_points is not None:
@@ -80,6 +95,7 @@ class CanineForMaskedLM(CaninePreTrainedModel):
         super().__init__(config)
         table = check_code_points(getattr(config, "head_code_points", None))
         self.canine = CanineModel(config, add_pooling_layer=False)
+        adapt_layers(self.canine)
         self.head = CharacterHead(config, 1 + len(table))
         # Not persistent: the table's one home is the config.
         self.register_buffer("code_points", torch.tensor(table), persistent=False)
@@ -107,12 +123,16 @@ class CanineForMaskedLM(CaninePreTrainedModel):
         `CanineModel`.
 
         Raises:
-            ValueError: rows longer than `max_position_embeddings`.
+            ValueError: rows longer than `max_position_embeddings`, or labels of another shape.
         """
         num_slots = input_ids.shape[1]
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        missing = self._count_needed_slots(attention_mask) - num_slots
+        if labels is not None:
+            check_labels(labels, input_ids.shape)
+        needed, has_stray = self._inspect(attention_mask, labels)
+        missing = min(needed, self.config.max_position_embeddings) - num_slots
+        padded_labels = labels
         if missing > 0:
             # After the last slot in use every slot is padding, so its position is the one it would have in a
             # long row.
@@ -121,6 +141,11 @@ class CanineForMaskedLM(CaninePreTrainedModel):
             )
             attention_mask = functional.pad(attention_mask, (0, missing))
             token_type_ids = None if token_type_ids is None else functional.pad(token_type_ids, (0, missing))
+            if labels is not None:
+                padded_labels = functional.pad(labels, (0, missing), value=IGNORED_LABEL)
+        is_whole = needed <= self.config.max_position_embeddings and not has_stray
+        if padded_labels is not None and is_whole and self._is_sparse(options):
+            return self._run_sparse(input_ids, attention_mask, token_type_ids, padded_labels)
         encoded = self.canine(
             input_ids,
             attention_mask=attention_mask,
@@ -137,6 +162,45 @@ class CanineForMaskedLM(CaninePreTrainedModel):
             )
         output.hidden_states, output.attentions = encoded.hidden_states, encoded.attentions
         return output
+
+    def compile_rows(self, **options: Any) -> None:
+        """Compile what a batch with labels runs, from code points to loss; needs `sparse_last_layer`.
+
+        One graph for each length of row, whatever the number of rows and targets: give rows a handful of
+        lengths, say 16, 24, 32, 48, 64, 96 and 128. `options` are those of torch.compile.
+        """
+        self._compiled_score = torch.compile(CanineForMaskedLM._score_rows, fullgraph=True, **options)
+
+    def _run_sparse(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None, labels: Tensor
+    ) -> MaskedLMOutput:
+        if self._compiled_score is None:
+            return self._score_rows(input_ids, attention_mask, token_type_ids, labels)
+        for tensor in (input_ids, attention_mask, token_type_ids, labels):
+            if tensor is not None:
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+                torch._dynamo.mark_static(tensor, 1)
+        return self._compiled_score(self, input_ids, attention_mask, token_type_ids, labels)
+
+    def _score_rows(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None, labels: Tensor
+    ) -> MaskedLMOutput:
+        """Losses of rows that have the slots they need."""
+        _, num_outputs = count_read_slots(self.config, input_ids.shape[1])
+        targets = find_targets(self.map_labels(labels[:, :num_outputs]))
+        queries = arrange_queries(targets.slots, input_ids.shape[0], num_outputs)
+        hidden_KD = encode_queries(self.canine, input_ids, attention_mask, token_type_ids, queries)
+        return score_hidden(hidden_KD, targets.labels, self.head, keep_logits=not self.training)
+
+    def _is_sparse(self, options: Mapping[str, Any]) -> bool:
+        """Not where more than the targets is asked for, or other input than code points is given."""
+        config = self.config
+        asked = ("output_hidden_states", "output_attentions")
+        wants_all = any(
+            getattr(config, name) if options.get(name) is None else options[name] for name in asked
+        )
+        is_plain = not any(value is not None for name, value in options.items() if name not in asked)
+        return self.sparse_last_layer and is_plain and not wants_all and config.num_hidden_layers > 0
 
     def map_labels(self, labels: Tensor) -> Tensor:
         """Classes of code points, for any integer; -100 stays what it is."""
@@ -165,8 +229,11 @@ class CanineForMaskedLM(CaninePreTrainedModel):
             self.config.head_code_points = table
         return added
 
-    def _count_needed_slots(self, mask_BL: Tensor) -> int:
-        """Longest row that a row of the batch needs; rows of the same length cost nothing more."""
+    def _inspect(self, mask_BL: Tensor, labels_BL: Tensor | None) -> tuple[int, bool]:
+        """Longest row that a row of the batch needs, and whether a label lies behind the slots in use.
+
+        Rows of the same length cost nothing more. One transfer from the device.
+        """
         config, num_slots = self.config, mask_BL.shape[1]
         if num_slots > config.max_position_embeddings:
             raise ValueError(
@@ -174,7 +241,11 @@ class CanineForMaskedLM(CaninePreTrainedModel):
                 "cut the rows"
             )
         ends_L = torch.arange(1, num_slots + 1, device=mask_BL.device)
-        lengths = (mask_BL.bool() * ends_L).amax(1).unique().tolist()
+        found = (mask_BL.bool() * ends_L).amax(1)
+        if labels_BL is not None:
+            has_stray = ((labels_BL != IGNORED_LABEL) * ends_L).amax(1).gt(found).any()
+            found = torch.cat([found, has_stray[None].long()])
+        *lengths, flag = found.tolist() if labels_BL is not None else [*found.tolist(), 0]
         needed = max(
             row_slots(
                 length,
@@ -182,9 +253,9 @@ class CanineForMaskedLM(CaninePreTrainedModel):
                 upsampling_kernel_size=config.upsampling_kernel_size,
                 local_transformer_stride=config.local_transformer_stride,
             )
-            for length in lengths
+            for length in set(lengths)
         )
-        return min(needed, config.max_position_embeddings)
+        return needed, bool(flag)
 
 
 def check_code_points(table: object) -> list[int]:

@@ -10,26 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DebertaV2Config, DebertaV2ForMaskedLM
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from modeling.attention import Kernel, choose_kernel
-from modeling.attention_flash import describe_rows
+from modeling.encoding import DebertaEncoding, freeze_idle_parameters
 from modeling.heads import MaskedLMOutput, check_labels, find_targets, score_hidden, score_targets
-from modeling.layers import (
-    Queries,
-    adapt_layers,
-    arrange_queries,
-    build_masks,
-    check_packing,
-    list_attentions,
-    run_layers,
-)
+from modeling.layers import arrange_queries, check_packing
+
+__all__ = ["DebertaForMaskedLM", "check_packing"]
 
 HUGGING_FACE_CLASS = "DebertaV2ForMaskedLM"
 
 
-class DebertaForMaskedLM(DebertaV2ForMaskedLM):
+class DebertaForMaskedLM(DebertaEncoding, DebertaV2ForMaskedLM):
     """Hugging Face's DeBERTa masked language model: the same parameters and logits, less work.
 
     `config.legacy` picks the head as there: `cls.predictions` (True) or DeBERTa-v3's `lm_predictions`
@@ -40,18 +32,18 @@ class DebertaForMaskedLM(DebertaV2ForMaskedLM):
     """
 
     sparse_last_layer: bool = False
+    keeps_logits: bool = False
+    """Give the logits [K, V] in training too, for whoever samples from them."""
 
     def __init__(self, config: DebertaV2Config):
         super().__init__(config)
-        self.attention_kernel: Kernel = "eager"
-        adapt_layers(self.deberta.encoder)
-        _freeze_idle_parameters(self)
+        self.adapt_encoder()
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Hugging Face's loading, after which idle parameters ask for no gradient either."""
         found = super().from_pretrained(*args, **kwargs)
-        _freeze_idle_parameters(found[0] if isinstance(found, tuple) else found)
+        freeze_idle_parameters(found[0] if isinstance(found, tuple) else found)
         return found
 
     @can_return_tuple
@@ -90,34 +82,15 @@ class DebertaForMaskedLM(DebertaV2ForMaskedLM):
         if labels is None:
             output = MaskedLMOutput(logits=self.decode(hidden))
         elif targets is None:
-            output = score_targets(hidden, labels, self.decode, keep_logits=not self.training)
+            output = score_targets(
+                hidden, labels, self.decode, keep_logits=self.keeps_logits or not self.training
+            )
         else:
-            output = score_hidden(hidden, targets.labels, self.decode, keep_logits=not self.training)
+            output = score_hidden(
+                hidden, targets.labels, self.decode, keep_logits=self.keeps_logits or not self.training
+            )
         output.hidden_states, output.attentions = encoded.hidden_states, encoded.attentions
         return output
-
-    def set_attention(
-        self, wanted: str, *, compute_capability: tuple[int, int] | None = None, recompute: bool = False
-    ) -> tuple[Kernel, str]:
-        """Choose the attention kernel for the device that the model is on; gives its name and the reason.
-
-        Args:
-            wanted: `eager`, `fast`, `flash` or `auto`.
-            compute_capability: of the GPU, asked of it where it is not given.
-            recompute: see `SelfAttention.recompute`.
-
-        Raises:
-            ValueError: no such kernel, or one that the device or the model cannot use.
-            ModuleNotFoundError: `flash` without its package.
-        """
-        attentions = list_attentions(self.deberta.encoder)
-        name, reason = choose_kernel(
-            wanted, self.device, compute_capability, head_size=attentions[0].attention_head_size
-        )
-        for attention in attentions:
-            attention.kernel, attention.recompute, attention.flash_config = name, recompute, self.config
-        self.attention_kernel = name
-        return name, reason
 
     def _is_sparse(self, options: Mapping[str, Any]) -> bool:
         """Not where more than the targets is asked for, or where a convolution over all slots comes last."""
@@ -128,54 +101,6 @@ class DebertaForMaskedLM(DebertaV2ForMaskedLM):
         encoder = self.deberta.encoder
         is_mixed_last = encoder.conv is not None and len(encoder.layer) == 1
         return self.sparse_last_layer and not wants_all and not is_mixed_last
-
-    def encode(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None = None,
-        document_ids: Tensor | None = None,
-        *,
-        embedding: Mapping[str, Any] | None = None,
-        options: Mapping[str, Any] | None = None,
-        queries: Queries | None = None,
-    ) -> BaseModelOutput:
-        """Hidden states [B, L, D] of rows that hold one document each or, with `document_ids`, several.
-
-        With `queries` those [K, D] of the targets alone.
-        """
-        options = dict(options or {})
-        inputs_embeds = options.pop("inputs_embeds", None)
-        given = input_ids if input_ids is not None else inputs_embeds
-        if given is None or (input_ids is not None and inputs_embeds is not None):
-            raise ValueError("give input_ids or inputs_embeds, one of the two")
-        mask_BL, mask = build_masks(given, attention_mask, document_ids)
-        if document_ids is not None:
-            check_packing(self.config)
-        embedded_BLD = self.deberta.embeddings(
-            input_ids=input_ids, inputs_embeds=inputs_embeds, mask=mask_BL, **(embedding or {})
-        )
-        encoder_options = {
-            name: bool(wanted if wanted is not None else getattr(self.config, name))
-            for name, wanted in (
-                ("output_hidden_states", options.pop("output_hidden_states", None)),
-                ("output_attentions", options.pop("output_attentions", None)),
-            )
-        }
-        if options:
-            raise TypeError(
-                f"forward got {', '.join(sorted(options))}: the options are inputs_embeds, "
-                "output_hidden_states and output_attentions"
-            )
-        encoder = self.deberta.encoder
-        if encoder_options["output_attentions"] or (queries is None and self.attention_kernel == "eager"):
-            return encoder(embedded_BLD, mask, return_dict=True, **encoder_options)
-        rows = None
-        if self.attention_kernel == "flash":
-            rows = describe_rows(mask_BL, document_ids)
-        wants_hidden = encoder_options["output_hidden_states"]
-        return run_layers(
-            encoder, embedded_BLD, mask, rows=rows, queries=queries, output_hidden_states=wants_hidden
-        )
 
     def decode(self, hidden_D: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D]."""
@@ -268,12 +193,3 @@ def _append_mean(old: Tensor, num_rows: int) -> nn.Parameter:
     values = old.detach()
     new_rows = values.mean(0, keepdim=True).expand(num_rows - values.shape[0], *values.shape[1:])
     return nn.Parameter(torch.cat([values, new_rows]), requires_grad=old.requires_grad)
-
-
-def _freeze_idle_parameters(model: DebertaForMaskedLM) -> None:
-    """Ask no gradient of what the configuration leaves unused: DDP would wait for it for ever."""
-    encoder, config = model.deberta.encoder, model.config
-    if encoder.relative_attention and not config.pos_att_type:
-        encoder.rel_embeddings.requires_grad_(False)
-    if "layer_norm" in encoder.norm_rel_ebd and not (encoder.relative_attention and config.pos_att_type):
-        encoder.LayerNorm.requires_grad_(False)

@@ -10,17 +10,28 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, CanineConfig, DebertaV2Config, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    CanineConfig,
+    DebertaV2Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from modeling import general
 from modeling.canine import CanineForMaskedLM
 from modeling.deberta import DebertaForMaskedLM
+from modeling.trust import SAFE_CODE, SAFE_WEIGHTS, check_code, check_weights, explain_failure
 
-Family = Literal["deberta", "canine"]
-Model = DebertaForMaskedLM | CanineForMaskedLM
+Family = Literal["deberta", "canine", "auto"]
+"""`auto`: any other masked language model that transformers knows (see `modeling.general`)."""
+Model = DebertaForMaskedLM | CanineForMaskedLM | PreTrainedModel
 
-FAMILIES: dict[str, tuple[type[DebertaV2Config] | type[CanineConfig], type[Model]]] = {
+FAMILIES: dict[str, tuple[Any, Any]] = {
     "deberta": (DebertaV2Config, DebertaForMaskedLM),
     "canine": (CanineConfig, CanineForMaskedLM),
+    "auto": (None, None),
 }
 
 # What modeling_deberta_v2.py reads with getattr, so that the configuration class does not list it.
@@ -35,9 +46,8 @@ UNLISTED_KEYS = {
 # Keys whose one home is an argument of `build` and `load`.
 ARGUMENT_OF = {
     "vocab_size": "num_pieces",
-    "hidden_dropout_prob": "dropout",
-    "attention_probs_dropout_prob": "dropout",
     "head_code_points": "head_code_points",
+    **dict.fromkeys(general.DROPOUT_KEYS, "dropout"),
 }
 
 DEBERTA_V3_STYLE = {
@@ -78,7 +88,8 @@ def build(
 ) -> Model:
     """A model from scratch, the same for the same seed; the global generators are left as they were.
 
-    DeBERTa takes `num_pieces` and starts from `DEBERTA_V3_STYLE`, CANINE takes `head_code_points`.
+    DeBERTa takes `num_pieces` and starts from `DEBERTA_V3_STYLE`, CANINE takes `head_code_points`; `auto`
+    takes `num_pieces`, and its configuration names a `model_type`.
 
     Raises:
         ValueError: an unknown family, a key that the family's configuration lacks, an argument missing or too
@@ -88,14 +99,16 @@ def build(
     _check_keys(family, config)
     _check_arguments(family, num_pieces=num_pieces, head_code_points=head_code_points)
     values = {**(DEBERTA_V3_STYLE if family == "deberta" else {}), **config}
-    if family == "deberta":
+    if family != "canine":
         if num_pieces is None:
             raise ValueError(
-                "num_pieces is None: a DeBERTa from scratch needs the size of its tokenizer's vocabulary"
+                "num_pieces is None: a model from scratch needs the size of its tokenizer's vocabulary"
             )
         values["vocab_size"] = num_pieces
+    if family == "auto":
+        return general.build(config, num_pieces=values["vocab_size"], dropout=dropout, seed=seed)
     built_config = config_class(**values)
-    _set_dropout(built_config, dropout)
+    general.set_dropout(built_config, dropout)
     if head_code_points is not None:
         built_config.head_code_points = sorted(set(head_code_points))
     # The CPU generator alone is forked and seeded, and the weights are drawn on the CPU: torch.manual_seed
@@ -121,25 +134,33 @@ def load(
 
     Raises:
         OSError: the source cannot be reached or holds no model.
-        ValueError: it holds another kind of model, or an argument does not suit the family.
+        ValueError: it holds another kind of model, code of its own or pickled weights, or an argument does
+        not suit the family.
     """
     _, model_class = _find_family(family)
     _check_arguments(family, num_pieces=num_pieces, head_code_points=head_code_points)
+    if family == "auto":
+        model, found = general.load(source, num_pieces=num_pieces, old_pieces=old_pieces, dropout=dropout)
+        return model, _report(model, found)
     config = _read_config(family, source)
-    _set_dropout(config, dropout)
+    general.set_dropout(config, dropout)
     if head_code_points is not None and not getattr(config, "head_code_points", None):
         config.head_code_points = sorted(set(head_code_points))
     model, found = _read_model(model_class, source, config)
     if family == "deberta" and _has_other_head(config.legacy, found):
         config.legacy = not config.legacy
         model, found = _read_model(model_class, source, config)
-    new = sorted(found["missing_keys"])
     if isinstance(model, CanineForMaskedLM) and head_code_points is not None:
         model.grow_code_points(head_code_points)
     if isinstance(model, DebertaForMaskedLM) and num_pieces is not None:
         grow_vocabulary(model, num_pieces, old_pieces)
+    return model, _report(model, found)
+
+
+def _report(model: Model, found: Mapping[str, Any]) -> LoadReport:
+    new = sorted(found["missing_keys"])
     loaded = sorted(set(model.state_dict()) - set(new))
-    return model, LoadReport(loaded, new, sorted(found["unexpected_keys"]), *_expect_loss(model, new))
+    return LoadReport(loaded, new, sorted(found["unexpected_keys"]), *_expect_loss(model, new))
 
 
 def grow_vocabulary(
@@ -201,10 +222,11 @@ def _find_family(family: str) -> tuple[type[DebertaV2Config] | type[CanineConfig
 
 def _check_keys(family: str, config: Mapping[str, Any]) -> None:
     """Configuration classes of transformers take any key in silence, a misspelt one included."""
-    known = (
-        set(vars(FAMILIES[family][0])["__annotations__"]) - {"model_type", *ARGUMENT_OF}
-        | UNLISTED_KEYS[family]
-    )
+    if family == "auto":
+        known = general.list_config_keys(general.find_config_class(config.get("model_type"))) | {"model_type"}
+    else:
+        known = set(vars(FAMILIES[family][0])["__annotations__"]) - {"model_type"} | UNLISTED_KEYS[family]
+    known -= set(ARGUMENT_OF)
     for key in config:
         if key in ARGUMENT_OF:
             raise ValueError(
@@ -222,16 +244,8 @@ def _check_arguments(family: str, *, num_pieces: int | None, head_code_points: S
         raise ValueError(
             f"num_pieces is {num_pieces}: CANINE reads code points and has no pieces, leave it out"
         )
-    if family == "deberta" and head_code_points is not None:
+    if family != "canine" and head_code_points is not None:
         raise ValueError("head_code_points were given: DeBERTa predicts pieces, leave them out")
-
-
-def _set_dropout(config: DebertaV2Config | CanineConfig, dropout: float | None) -> None:
-    if dropout is None:
-        return
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout is {dropout}: give a rate of at least 0 and below 1")
-    config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
 
 
 def _read_config(family: str, source: str | Path) -> Any:
@@ -239,9 +253,12 @@ def _read_config(family: str, source: str | Path) -> Any:
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json: give a folder that save_pretrained wrote")
     try:
-        config = AutoConfig.from_pretrained(str(source))
+        check_code(source, PreTrainedConfig.get_config_dict(str(source))[0])
+        config = AutoConfig.from_pretrained(str(source), **SAFE_CODE)
     except OSError as error:
-        raise _explain(source, error) from error
+        raise explain_failure(source, error) from error
+    if folder.is_dir():
+        check_weights(folder)
     config_class, _ = _find_family(family)
     if not isinstance(config, config_class):
         raise ValueError(
@@ -255,22 +272,10 @@ def _read_model(model_class: Any, source: str | Path, config: Any) -> tuple[Any,
     """Model and loading info, in fp32: transformers 5 by itself keeps the precision of the file."""
     try:
         return model_class.from_pretrained(
-            str(source), config=config, dtype=torch.float32, output_loading_info=True
+            str(source), config=config, dtype=torch.float32, output_loading_info=True, **SAFE_WEIGHTS
         )
     except OSError as error:
-        raise _explain(source, error) from error
-
-
-def _explain(source: str | Path, error: OSError) -> OSError:
-    first_line = str(error).strip().split("\n", maxsplit=1)[0]
-    if Path(source).is_dir():
-        return OSError(
-            f"the folder {source} cannot be loaded ({first_line}): it lacks weights or they are damaged"
-        )
-    return OSError(
-        f"{str(source)!r} is no folder here and could not be fetched from the hub ({first_line}): there is "
-        "no network or the hub id is wrong; give a local folder, or fetch the model where there is a network"
-    )
+        raise explain_failure(source, error) from error
 
 
 def _has_other_head(legacy: bool, found: Mapping[str, Any]) -> bool:
@@ -284,8 +289,8 @@ def _expect_loss(model: Model, new: Sequence[str]) -> tuple[float | None, str]:
     if isinstance(model, CanineForMaskedLM):
         num_classes, is_new = model.head.decoder.out_features, any(name.startswith("head.") for name in new)
     else:
-        num_classes, is_new = model.config.vocab_size, any("predictions." in name for name in new)
-    if any(not name.startswith(("head.", "cls.", "lm_predictions.")) for name in new):
+        num_classes, is_new = model.config.vocab_size, bool(new)
+    if any(name.startswith(f"{model.base_model_prefix}.") for name in new):
         return math.log(num_classes), f"part of the encoder is new: chance over {num_classes} classes"
     if not is_new:
         return None, "encoder and head were loaded: the loss at step 0 depends on the text"

@@ -17,6 +17,8 @@ QUICK = {
     "canine-tiny-domains-char": ("data.limit=20000", "training.global_batch=32"),
     "deberta-tiny-encyclopedia-wwm": ("data.limit=1500", "training.global_batch=16", RATE),
 }
+RTD = "deberta-tiny-encyclopedia-rtd"
+SETTINGS = {**QUICK, RTD: QUICK["deberta-tiny-encyclopedia-wwm"]}
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,17 @@ def run_recipe(folder, recipe, *arguments, num_steps=50):
     """`maskwright run`, quick; asserts that it worked."""
     halves = (f"evaluation.every={num_steps // 2}", f"checkpoint.every={num_steps // 2}")
     steps = (f"training.max_steps={num_steps}", *halves)
-    command = [sys.executable, "-m", "launch", "run", recipe, "--output", str(folder), *QUICK[recipe], *steps]
+    command = [
+        sys.executable,
+        "-m",
+        "launch",
+        "run",
+        recipe,
+        "--output",
+        str(folder),
+        *SETTINGS[recipe],
+        *steps,
+    ]
     ran = start([*command, *arguments], folder)
     assert ran.exit_code == 0, ran.stdout + ran.stderr
     return ran

@@ -10,21 +10,23 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from data_pipes.building.encode import Encoded, encode_in_order, open_near_duplicates, take_documents
+from data_pipes.building.input import read_sources
 from data_pipes.building.preparation import Preparation
 from data_pipes.building.writer import SplitWriter
 from data_pipes.documents import Batch, SourceError
 from data_pipes.files import write_atomically
 from data_pipes.pack import Packer
 from data_pipes.rows import Rows
-from data_pipes.sources import read_batches
 from data_pipes.split import Splitter
-from data_pipes.store import SPLITS, pack_bits
+from data_pipes.store import SPLITS, StoreError, pack_bits
 from data_pipes.tokenize import PieceEncoder, Pieces
 
 SAVE_SECONDS = 20.0
@@ -182,24 +184,10 @@ class Builder:
 
     def _read(self, sources: deque[tuple[int, int]]) -> Iterator[Batch]:
         """Batches that are not in the rows yet; the source and the size of each go into the queue."""
-        limit, num_read, number = self._preparation.limit, 0, 0
         skipped = self._position.num_batches
-        for index, source in enumerate(self._preparation.sources):
-            # A source behind the limit is not even opened: it may be a download.
-            if limit is not None and num_read >= limit:
-                return
-            intake = self._preparation.open_intake()
-            for whole in read_batches(source, self._root, intake):
-                batch = whole if limit is None else whole.head(limit - num_read)
-                num_read += batch.num_documents
-                number += 1
-                if number > skipped:
-                    sources.append((index, batch.num_documents))
-                    yield batch
-                if limit is not None and num_read >= limit:
-                    break
-            intake.check()
-            self._intake.merge(intake)
+        for index, batch in islice(read_sources(self._preparation, self._root, self._intake), skipped, None):
+            sources.append((index, batch.num_documents))
+            yield batch
 
     def _add(self, encoded: Encoded) -> None:
         self._dropped.update(encoded.dropped)
@@ -258,9 +246,15 @@ class Builder:
     def _restore(self) -> None:
         if not (self._folder / STATE).is_file():
             return
-        with np.load(self._folder / STATE) as saved:
-            plain = json.loads(str(saved["plain"]))
-            arrays = {name: saved[name] for name in saved.files if name != "plain"}
+        try:
+            with np.load(self._folder / STATE) as saved:
+                plain = json.loads(str(saved["plain"]))
+                arrays = {name: saved[name] for name in saved.files if name != "plain"}
+        except (BadZipFile, KeyError, ValueError, EOFError) as error:
+            raise StoreError(
+                f"{self._folder / STATE}, from which an earlier build would go on, is damaged ({error}) and "
+                "was removed; prepare the data again, from the start"
+            ) from error
 
         def of(part: str) -> dict[str, np.ndarray]:
             return {k.removeprefix(f"{part}/"): v for k, v in arrays.items() if k.startswith(f"{part}/")}

@@ -10,6 +10,7 @@ from data_pipes.clean import parse_rules
 from data_pipes.documents import SourceError
 from data_pipes.files import hash_file
 from data_pipes.normalize import hash_normalizers, parse_normalizers
+from data_pipes.reading.hub import HubSource, fetch_commit
 from data_pipes.reading.intake import Intake
 from data_pipes.sources import Source, hash_source, parse_source
 from data_pipes.store import FORMAT_VERSION
@@ -40,7 +41,7 @@ class Preparation:
         train_tokenizer: {kind, vocab_size} to train one on the training split instead.
         packing: several documents a row (words only).
         evaluation_share: share of the documents (or groups) held out, 0-1.
-        limit: most documents to read, over all sources, in order.
+        limit: most documents to read, over all sources in order, or shared out by their weights.
         near_duplicates: {threshold, ...} of near.NearDuplicates; None: exact duplicates only.
         bad_input: {policy, max_bad_share} of intake.Intake.
         rows_per_shard: above 0 the store is a stream: it may be trained on while it grows, one shard of so
@@ -90,10 +91,18 @@ class Preparation:
         """A new count of bad input, under the settings' policy."""
         return Intake(**(self.bad_input or {}))
 
+    def settle_sources(self) -> None:
+        """Ask a hub for what decides the key; before `compute_key`, where a store may be built."""
+        for source in self.sources:
+            if isinstance(source, HubSource):
+                fetch_commit(source)
+
     def compute_key(self, cache_root: Path) -> str:
         """A hash of all that decides the store's content; names and places of files do not count."""
         parts = asdict(self) | {
             "sources": [hash_source(source, cache_root) for source in self.sources],
+            # Weights decide what is read only where a limit is shared out by them.
+            "weights": None if self.limit is None else [source.weight for source in self.sources],
             "normalize": hash_normalizers(list(self.normalize)),
             "versions": [CONTENT_VERSION, FORMAT_VERSION],
             "tokenizer": None if self.tokenizer is None else hash_tokenizer(self.tokenizer, cache_root),

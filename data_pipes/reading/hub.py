@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +113,31 @@ def find_commit(source: HubSource) -> str | None:
     return reference.read_text().strip() if reference.is_file() else None
 
 
+def fetch_commit(source: HubSource) -> None:
+    """Ask the hub what a branch or tag means: a store's key must be the same before and after reading.
+
+    Where the hub cannot be asked nothing happens: reading will say so, or get by with what is here.
+    """
+    if find_folder(source) is not None or source.revision is None or find_commit(source) is not None:
+        return
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        # No file matches: only the reference is noted in the hub's cache.
+        snapshot_download(source.path, repo_type="dataset", revision=source.revision, allow_patterns=[])
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
+        return
+
+
 def count_dataset(source: HubSource) -> tuple[int, int, bool] | None:
-    """Documents, characters (after the first batch), and whether all were read; None for a hub id."""
-    if find_folder(source) is None:
+    """Documents, characters (after the first batch), and whether all were read.
+
+    None for a hub id, and for what is to be streamed: `datasets` counts only what it has copied.
+    """
+    if find_folder(source) is None or source.streaming:
         return None
-    dataset = _load_dataset(replace(source, streaming=False))
+    dataset = _load_dataset(source)
     fields = Fields(source.text_key, source.group_key)
     table = next(_read_tables(dataset, fields, source), None)
     if table is None:

@@ -27,7 +27,8 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder))
+        # Left out, transformers would ask on the terminal whether to run the folder's own code.
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise TokenizerError(f"no tokenizer can be loaded from {folder}: {error}") from error
 

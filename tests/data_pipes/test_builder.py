@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from data_pipes.building import builder, encode
+from data_pipes.duplication.duplicates import HashSet
 from data_pipes.prepare import find_store, prepare_store
+from data_pipes.store import StoreError
 from tests.data_pipes.tiny_tokenizers import make_unigram
 
 ROOT = Path(__file__).parents[2]
@@ -215,3 +217,26 @@ def test_a_process_killed_by_the_system_leaves_what_the_next_one_takes_up(corpus
     assert seen[0] > 180
     straight = prepare_store(cache_root=tmp_path / "straight", **arguments)
     assert read_folder(store.folder) == read_folder(straight.folder)
+
+
+def test_a_damaged_save_is_said_and_the_next_build_begins_anew(corpus, tmp_path):
+    settings = word_settings(corpus, cache_root=tmp_path / "c")
+    wanted = prepare_store(**settings)
+    content = read_folder(wanted.folder)
+    (wanted.folder / "manifest.json").unlink()
+    for damage in (b"", b"PK\x03\x04 cut", b"no zip"):
+        wanted.folder.mkdir(exist_ok=True)
+        (wanted.folder / builder.STATE).write_bytes(damage)
+        with pytest.raises(StoreError, match="is damaged"):
+            prepare_store(**settings)
+        assert not wanted.folder.exists()
+    assert read_folder(prepare_store(**settings).folder) == content
+
+
+def test_hashes_that_the_tokenizer_wanted_in_files_do_not_stay(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(HashSet.__init__, "__defaults__", (None, 10))
+    trained = {"kind": "unigram", "vocab_size": 40}
+    store = prepare_store(
+        **word_settings(corpus, tokenizer=None, train_tokenizer=trained, cache_root=tmp_path / "c")
+    )
+    assert not [name for name in read_folder(store.folder) if "hashes" in name]

@@ -214,6 +214,8 @@ def test_the_size_of_a_folder_is_counted_and_that_of_a_hub_id_is_not_known(folde
     assert sampled is not None
     assert (sampled.num_documents, sampled.num_characters, sampled.is_exact) == (2, round(5 * 3 / 2), False)
     assert count_estimate([spec, {"kind": "hub", "path": "a/b"}]) is None
+    # To count what is streamed, all of it would be copied.
+    assert count_estimate([spec | {"streaming": True}]) is None
 
 
 def test_a_description_becomes_a_hub_source():
@@ -240,3 +242,35 @@ def test_sources_are_imported_without_the_datasets_library():
     blocked = "datasets=None, torch=None, transformers=None"
     code = f"import sys; sys.modules.update({blocked}); import data_pipes.sources"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_branch_that_is_first_seen_while_it_is_read_does_not_change_the_key(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    reference = tmp_path / "hub" / "datasets--a--b" / "refs" / "main"
+
+    def note(*_, **__):
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        reference.write_text("0123abcd")
+
+    local = hub._load_dataset(HubSource(str(folder)))
+    monkeypatch.setattr(hub, "_load_dataset", lambda _: note() or local)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", note)
+    settings = {
+        "sources": [{"kind": "hub", "path": "a/b", "revision": "main", "text_key": "domain"}],
+        "kind": "characters",
+        "row_length": 16,
+        "evaluation_share": 0.0,
+        "cache_root": tmp_path / "cache",
+    }
+    store = prepare_store(**settings)
+    found = find_store(**settings)
+    assert found is not None
+    assert found.folder == store.folder
+
+
+def test_a_hub_that_cannot_be_asked_for_a_branch_is_left_to_the_reading(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    source = HubSource("a/b", revision="main")
+    hub.fetch_commit(source)
+    assert hub.find_commit(source) is None

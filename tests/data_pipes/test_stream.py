@@ -242,17 +242,20 @@ def test_a_writer_that_is_lost_again_and_again_is_given_up_unless_shards_come(
 
 def test_rows_that_are_there_can_be_read_while_their_file_is_replaced_by_a_wider_one(arguments, tmp_path):
     root = tmp_path / "c"
+    whole = prepare_store(cache_root=tmp_path / "whole", **arguments)
     writer = SlowWriter(root, arguments)
     writer.release(2)
     writer.wait_for(3)
     rows = open_stream(cache_root=root, **arguments).train
-    wanted = read_texts(rows, range(SHARD))
     progress = json.loads((rows.folder / PROGRESS).read_text())
     narrow = rows.folder / progress["splits"]["train"]["files"]["pieces"]
     narrow.rename(tmp_path / "gone")
-    rows._look()
-    assert read_texts(rows, range(SHARD)) == wanted
-    (tmp_path / "gone").rename(narrow)
+    for _ in range(2):
+        assert read_texts(rows, range(SHARD)) == read_texts(whole.train, range(SHARD))
+        rows._look()
+    threading.Timer(0.2, (tmp_path / "gone").rename, (narrow,)).start()
+    late = open_stream(cache_root=root, **arguments).train
+    assert read_texts(late, range(SHARD)) == read_texts(whole.train, range(SHARD))
     writer.release(NUM_FILES)
     writer.thread.join()
 
@@ -270,3 +273,19 @@ def test_a_reader_that_started_before_a_look_keeps_all_its_arrays_of_one_time(ar
     # A thread that maps its files only now, by what was known before, must not leave them to the others.
     assert len(before.lengths) < num_rows == len(rows.lengths)
     assert rows.take(np.array([num_rows - 1])).num_rows == 1
+
+
+def test_the_first_rows_are_the_same_however_many_are_there(arguments, tmp_path):
+    root = tmp_path / "c"
+    writer = SlowWriter(root, arguments)
+    writer.release(2)
+    writer.wait_for(3)
+    early = open_stream(cache_root=root, **arguments).train.head(SHARD)
+    writer.release(NUM_FILES)
+    writer.thread.join()
+    late = open_stream(cache_root=root, **arguments).train.head(SHARD)
+    assert early.num_rows == late.num_rows == len(late.lengths) == SHARD
+    assert early.num_pieces == late.num_pieces == late.lengths.sum()
+    assert read_texts(early, range(SHARD)) == read_texts(late, range(SHARD))
+    with pytest.raises(IndexError):
+        late.take(np.array([SHARD]))

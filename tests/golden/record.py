@@ -51,7 +51,7 @@ def train(recipe_name: str) -> None:
     for step, batch in enumerate(job.feed.steps(0, NUM_STEPS), start=1):
         set_rate(job.optimizer, rates.at(step))
         outcome = take_step(job, batch)
-        losses.append(outcome.loss_sum / outcome.num_targets)
+        losses.append(outcome.means["loss"])
     flags = next(
         (line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), ""
     )

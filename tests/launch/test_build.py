@@ -97,14 +97,14 @@ def test_a_run_that_ends_does_not_wait_for_the_rest_of_a_stream():
     assert next(steps).num_rows == 2
     began = time.monotonic()
     steps.close()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_a_stream_that_the_machine_cannot_write_ends_the_run_as_such():
     rows = Stream()
     object.__setattr__(rows, "fault", WriterError("the disk is full"))
     steps = Job.steps(make_job(rows), 0, 10)
-    next(steps), next(steps)
+    assert [next(steps).num_rows, next(steps).num_rows] == [2, 2]
     rows.close()
     with pytest.raises(RunError, match="the disk is full") as caught:
         next(steps)

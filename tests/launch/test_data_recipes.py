@@ -14,6 +14,7 @@ from launch.build import build_layout, build_masking, build_model, build_order, 
 from launch.corpus import measure_corpus, prepare_corpus
 from launch.hardware import find_profile
 from launch.plan import Options, make_plan
+from launch.recipe_check import RecipeError
 from launch.recipe_file import read_recipe
 from launch.verdict import RunError
 from modeling import hf
@@ -80,8 +81,37 @@ def test_a_weighted_source_without_rows_is_refused(names):
     recipe = read_recipe(
         CANINE, [sources_of(names, ", weight: 3", ", weight: 1"), "data.evaluation_share=0.1"]
     )
-    with pytest.raises(RunError, match="cannot be mixed"):
+    with pytest.raises(RunError, match=r"cannot be mixed: no training row came from data.sources.1; take it"):
         build_order(recipe, prepare_corpus(recipe))
+
+
+def test_a_limit_is_shared_out_by_the_weights_so_that_a_mixture_can_be_tried(names):
+    sources = sources_of(names, ", weight: 3", ", weight: 1")
+    recipe = read_recipe(CANINE, [sources, "data.evaluation_share=0.1", "data.limit=100"])
+    store = prepare_corpus(recipe)
+    splits = store.manifest["splits"].values()
+    assert sum(split["num_documents"] for split in splits) == 100
+    first = sum(split["source_rows"][0] for split in splits)
+    assert first == 75
+    assert isinstance(build_order(recipe, store), Mixture)
+    other = sources_of(names, ", weight: 1", ", weight: 1")
+    store = prepare_corpus(read_recipe(CANINE, [other, "data.evaluation_share=0.1", "data.limit=100"]))
+    assert sum(split["source_rows"][0] for split in store.manifest["splits"].values()) == 50
+
+
+def test_weights_leave_a_source_for_the_evaluation_alone(names):
+    (names / "held.txt").write_text("\n".join(f"held{number}.example" for number in range(50)))
+    held = f"{{kind: text, path: {names / 'held.txt'}, split: evaluation}}"
+    mixed = sources_of(names, ", split: train, weight: 3", ", split: train, weight: 1")
+    recipe = read_recipe(CANINE, [mixed.replace("=[", f"=[{held}, ")])
+    store = prepare_corpus(recipe)
+    assert store.train.summary["source_rows"] == [0, 200, 400]
+    row_ids, _ = build_order(recipe, store).rows_of_step(0, 400)
+    assert np.count_nonzero(row_ids < 200) == 300
+    assert 200 <= row_ids.max() < 600
+    weighted = held.replace("}", ", weight: 1}")
+    with pytest.raises(RecipeError, match="not trained on; remove its weight"):
+        read_recipe(CANINE, [mixed.replace("=[", f"=[{weighted}, ")])
 
 
 def test_character_batches_have_a_few_shapes_unless_a_step_is_one_batch(names):
@@ -135,6 +165,13 @@ def test_listed_terms_weigh_more_in_training_and_nothing_in_the_evaluation(prose
     tokenizer = build_tokenizer(recipe, store)
     assert build_masking(recipe, tokenizer, store).weights.factor == 4
     assert build_masking(recipe, tokenizer, store, is_frozen=True).weights is None
+
+
+def test_a_folder_without_a_tokenizer_is_refused_before_it_is_extended(prose):
+    (prose / "none").mkdir()
+    tokenizer = f"tokenizer={{source: {prose / 'none'}, extend: {{terms: {prose / 'terms.txt'}}}}}"
+    with pytest.raises(RunError, match="holds no tokenizer"):
+        prepare_corpus(prose_recipe(prose, tokenizer))
 
 
 def test_a_recipe_extends_its_tokenizer_and_new_rows_start_as_the_mean_of_their_old_pieces(prose, tmp_path):
@@ -248,6 +285,8 @@ def test_a_stream_is_trained_on_and_a_run_on_the_whole_store_is_the_same(tmp_pat
     folder.mkdir()
     for part in range(6):
         (folder / f"{part}.txt").write_text("\n".join(f"n{part}x{number}.example" for number in range(200)))
+    # Characters that the first shard lacks.
+    (folder / "6.txt").write_text("\n".join(f"{chr(0x430 + n)}{chr(0x3B1 + n)}.example" for n in range(20)))
     recipe = stream_recipe(tmp_path, folder / "*.txt")
     first = run_verb("run", recipe, "--profile", "cpu", "--output", tmp_path / "one", folder=tmp_path / "one")
     assert first.exit_code == 0, first.stderr
@@ -257,6 +296,13 @@ def test_a_stream_is_trained_on_and_a_run_on_the_whole_store_is_the_same(tmp_pat
     )
     assert second.exit_code == 0, second.stderr
     assert first.losses() == pytest.approx(second.losses(), rel=2e-6)
+    # The first run's stream was still growing when it began.
+    for kind in ("yardstick", "masks"):
+        one, two = (
+            [{k: v for k, v in event.items() if k != "time"} for event in ran.events(kind)]
+            for ran in (first, second)
+        )
+        assert one == two != []
     assert read_identity(tmp_path / "one" / "final") is None
 
 

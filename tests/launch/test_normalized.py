@@ -78,14 +78,14 @@ def test_the_written_corpus_can_be_read_as_an_aligned_source(source, tmp_path):
     assert again.read_bytes() == out.read_bytes()
 
 
-def test_documents_without_keys_get_their_number_and_their_group(source, tmp_path):
+def test_documents_without_keys_get_their_number_and_a_group_that_equal_texts_share(source, tmp_path):
     lines = tmp_path / "lines.txt"
-    lines.write_text("one\ntwo\n", encoding="utf-8")
+    lines.write_text("one  bed\ntwo\none bed\n", encoding="utf-8")
     normalize_corpus([{"kind": "text", "path": str(lines)}], STEPS, tmp_path / "a.jsonl")
-    assert [(r["doc_id"], r["pub_id"], r["cap_id"]) for r in read(tmp_path / "a.jsonl")] == [
-        ("0", "0", None),
-        ("1", "1", None),
-    ]
+    records = read(tmp_path / "a.jsonl")
+    assert [(r["doc_id"], r["cap_id"]) for r in records] == [("0", None), ("1", None), ("2", None)]
+    assert records[0]["norm_text"] == records[2]["norm_text"]
+    assert records[0]["pub_id"] == records[2]["pub_id"] != records[1]["pub_id"]
     lines.write_text('{"text": "one", "book": "x"}\n', encoding="utf-8")
     spec = {"kind": "jsonl", "path": str(lines), "group_key": "book"}
     normalize_corpus([source, spec], STEPS, tmp_path / "b.jsonl")
@@ -172,3 +172,16 @@ def test_wrong_normalisers_are_refused_before_anything_is_written(source, tmp_pa
     with pytest.raises(RunError, match=wanted):
         normalize_corpus([source], steps, tmp_path / "out.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
+
+
+def test_lines_that_were_skipped_are_counted_and_shown(tmp_path, capsys):
+    (tmp_path / "bad.txt").write_bytes(b"one\n\xff\ntwo\n")
+    spec = {"kind": "text", "path": str(tmp_path / "bad.txt")}
+    bad_input = {"policy": "skip", "max_bad_share": 0.5}
+    for limit in (None, 2):
+        name = f"{limit}.jsonl"
+        normalize_corpus([spec], STEPS, tmp_path / name, limit=limit, bad_input=bad_input)
+        told = capsys.readouterr().out
+        assert "3 lines, 2 good, 0 blank" in told
+        assert "skipped, not_utf8: 1" in told
+        assert "bad.txt, line 2: not UTF-8" in told

@@ -125,3 +125,14 @@ def test_the_tokenizer_of_a_prepared_recipe_is_found(corpus, tmp_path):
     )
     prepare_corpus(recipe)
     assert vocabulary.mine(recipe, tmp_path / "terms.tsv") == 0
+
+
+def test_lines_that_were_skipped_are_counted_and_shown(corpus, tmp_path, capsys):
+    with (tmp_path / "corpus.jsonl").open("a") as file:
+        file.write("no json\n")
+    skipping = read(tmp_path, "data.bad_input={policy: skip, max_bad_share: 0.1}")
+    assert vocabulary.mine(skipping, tmp_path / "terms.tsv") == 0
+    said = capsys.readouterr().err
+    assert f"{len(TEXTS) + 1} lines, {len(TEXTS)} good" in said
+    assert "skipped, not_json: 1" in said
+    assert "corpus.jsonl, line 61" in said

@@ -153,7 +153,7 @@ def test_arguments_of_the_other_family_and_missing_ones_are_refused():
         hf.build("deberta", config={}, seed=0)
     with pytest.raises(ValueError, match="give the code points of the corpus"):
         hf.build("canine", config={}, seed=0)
-    with pytest.raises(ValueError, match="'bert' is unknown: the families are deberta, canine"):
+    with pytest.raises(ValueError, match="'bert' is unknown: the families are deberta, canine, auto"):
         hf.build("bert", config={}, seed=0)  # pyright: ignore[reportArgumentType]
 
 

@@ -1,0 +1,167 @@
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from launch.accounting import ASSUMED_MFU, ASSUMED_RANGE, StepCounter, estimate_seconds, plan_flops
+from launch.flops import count_flops
+from launch.hardware import load_profiles
+from launch.plan import Corpus, Options, make_plan
+from launch.recipe_file import read_recipe
+from launch.sizes import find_sizes
+from launch.track import Stopwatch
+from modeling import hf
+from modeling.canine import row_slots
+from modeling.heads import IGNORED_LABEL
+from modeling.pair import build_pair, list_parts
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48}
+DEBERTA = {**SIZES, "position_buckets": 16, "max_position_embeddings": 64}
+WORDS, CHARACTERS, PAIR = (
+    "deberta-tiny-encyclopedia-wwm",
+    "canine-tiny-domains-char",
+    "deberta-tiny-encyclopedia-rtd",
+)
+
+
+def make_batch(num_rows, num_slots, num_targets):
+    torch.manual_seed(0)
+    input_ids = torch.randint(5, 90, (num_rows, num_slots))
+    labels = torch.full_like(input_ids, IGNORED_LABEL)
+    labels[:, :num_targets] = 7
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": labels}
+
+
+def count_by_torch(model, batches):
+    with FlopCounterMode(display=False) as counter:
+        for batch in batches:
+            output = model(**batch)
+            sums = [value for name, value in output.items() if name.endswith("loss_sum")]
+            sum(sums).backward()
+    return counter.get_total_flops()
+
+
+def build_deberta() -> Any:
+    return hf.build("deberta", config=DEBERTA, num_pieces=90, dropout=0.0, seed=0)
+
+
+def plan_of(recipe, profile, corpus) -> Any:
+    return make_plan(recipe, load_profiles()[profile], Options(), corpus)
+
+
+def sizes_of(*arguments) -> Any:
+    return find_sizes(*arguments)
+
+
+def flops_of(*arguments) -> Any:
+    return plan_flops(*arguments)
+
+
+def test_a_step_is_the_sum_of_its_micro_batches():
+    model, batches = build_deberta(), [make_batch(2, 40, 6), make_batch(3, 24, 4)]
+    counter = StepCounter.of(list_parts(model))
+    assert counter.count(batches) == pytest.approx(count_by_torch(model, batches), rel=1e-9)
+    model.sparse_last_layer = True
+    sparse = StepCounter.of(list_parts(model))
+    assert sparse.count(batches) == pytest.approx(count_by_torch(model, batches), rel=1e-9)
+    assert sparse.count(batches) < counter.count(batches)
+
+
+def test_both_models_of_a_pair_are_counted():
+    pair: Any = build_pair(build_deberta(), share=0.5, seed=0, special_pieces=[0, 1, 2, 3, 4], num_pieces=90)
+    batches = [make_batch(2, 40, 6)]
+    found = StepCounter.of(list_parts(pair)).count(batches)
+    assert found == pytest.approx(count_by_torch(pair, batches), rel=0.01)
+
+
+def test_what_no_one_counts_has_no_counter():
+    part = SimpleNamespace(config=SimpleNamespace(to_dict=lambda: {"model_type": "gpt2"}))
+    assert StepCounter.of([part]) is None
+
+
+def test_a_planned_step_costs_what_a_full_one_does():
+    recipe = read_recipe(WORDS)
+    model: Any = hf.build("deberta", config=recipe.model.config, num_pieces=2000, dropout=0.0, seed=0)
+    model.sparse_last_layer = True
+    length = recipe.data.row_length
+    batch = make_batch(recipe.training.global_batch, length, round(0.15 * length))
+    assert flops_of(recipe, None) == pytest.approx(StepCounter.of(list_parts(model)).count([batch]), rel=0.01)
+    assert flops_of(read_recipe(PAIR), None) > 1.5 * flops_of(recipe, None)
+
+
+@pytest.mark.parametrize("mean", [3, 14, 40, None])
+def test_planned_names_have_the_slots_that_canine_asks_for(mean):
+    recipe = read_recipe(CHARACTERS)
+    num_used = recipe.data.row_length if mean is None else mean + 2
+    rows = recipe.training.global_batch
+    wanted = count_flops(
+        {"model_type": "canine", **recipe.model.config},
+        num_rows=rows,
+        num_slots=row_slots(num_used),
+        num_targets=round(0.15 * rows * num_used),
+        sparse_last_layer=True,
+    )
+    assert flops_of(recipe, mean) == wanted.model
+
+
+def test_sizes_come_from_the_recipe_a_folder_or_a_table(tmp_path):
+    model = build_deberta()
+    hf.save(model, tmp_path / "model")
+    found = sizes_of("deberta", str(tmp_path / "model"), {})
+    shape: dict[str, Any] = {"num_rows": 2, "num_slots": 40, "num_targets": 12}
+    of_scratch = sizes_of("deberta", "scratch", DEBERTA, 90)
+    assert (
+        count_flops(found, **shape) == count_flops(of_scratch, **shape) == count_flops(model.config, **shape)
+    )
+    assert sizes_of("deberta", "microsoft/deberta-v3-base", {})["hidden_size"] == 768
+    assert sizes_of("canine", "google/canine-c", {})["model_type"] == "canine"
+    assert sizes_of("deberta", "someone/unknown", {}) is None
+
+
+def test_the_plan_tells_time_where_the_peak_is_known_and_says_that_it_is_assumed():
+    recipe, corpus = read_recipe("deberta-v3-base-paleo-wwm"), Corpus(97_657, 50_000_000, "declared")
+    plans = {name: plan_of(recipe, name, corpus) for name in ("cpu", "rtx2080ti-11gb", "a100-40gb")}
+    steps = {plan.flops_per_step for plan in plans.values()}
+    # 128 rows of 512 at 722 MFLOP a token, less what the last layer spares
+    assert len(steps) == 1
+    assert steps.pop() == pytest.approx(128 * 512 * 722e6, rel=0.08)
+    assert plans["cpu"].seconds is None
+    a100 = plans["a100-40gb"]
+    assert a100.seconds == pytest.approx(a100.flops_per_step * 2289 / (312e12 * ASSUMED_MFU))
+    assert plans["rtx2080ti-11gb"].seconds == pytest.approx(a100.seconds * 312 / 53.8)
+    assert any("assumed, not measured: 35% of 312 TFLOP/s" in text for text in a100.warnings)
+    assert not any("assumed, not measured" in text for text in plans["cpu"].warnings)
+    fp32 = read_recipe("deberta-v3-base-paleo-wwm", ["precision=fp32"])
+    assert plan_of(fp32, "a100-40gb", corpus).seconds is None
+
+
+def test_names_of_unknown_length_are_counted_as_the_longest_and_the_plan_says_so():
+    recipe = read_recipe("canine-c-domains-char")
+    bound = plan_of(recipe, "a100-40gb", Corpus(255_000_000, None, "declared"))
+    known = plan_of(recipe, "a100-40gb", Corpus(255_000_000, 255_000_000 * 15, "declared"))
+    assert known.seconds < bound.seconds
+    assert any("counted as the longest" in text for text in bound.warnings)
+    assert not any("counted as the longest" in text for text in known.warnings)
+
+
+def test_the_range_of_an_estimate_brackets_it():
+    seconds, text = estimate_seconds(312e12 * 3600, 312e12, 2)
+    assert seconds == pytest.approx(1800 / ASSUMED_MFU)
+    assert 1800 / ASSUMED_RANGE[1] < seconds < 1800 / ASSUMED_RANGE[0]
+    assert "1.2 h at 40%, 1.7 h at 30%" in text
+
+
+def test_speed_in_flops_and_its_share_of_the_peak_are_logged_where_they_are_known():
+    watch = Stopwatch()
+    watch.worked(10, 1)
+    assert not {"flops_per_second", "mfu"} & set(watch.read(1e12))
+    for peak in (None, 8e12):
+        watch.worked(1000, 10, 10**9)
+        found = watch.read(peak)
+        assert found["flops_per_second"] == pytest.approx(found["tokens_per_second"] * 10**6)
+        if peak:
+            assert found["mfu"] == pytest.approx(found["flops_per_second"] / peak)
+        else:
+            assert "mfu" not in found

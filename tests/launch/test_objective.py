@@ -1,0 +1,151 @@
+"""Replaced-token detection in the loop: equal runs, resumes, folders, figures."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from transformers import AutoModel, AutoModelForMaskedLM
+
+from launch.evaluate import Score, measure_auc, score_pair
+from modeling.rtd import count_scores
+from tests.commands import RTD, SETTINGS, run_recipe, start
+
+NUM_STEPS = 12
+WAYS = {
+    "accumulation-4": ("--profile", "cpu", "--micro-batch", "4"),
+    "two-ranks": ("--profile", "cpu-2proc"),
+    "two-ranks-accumulation-2": ("--profile", "cpu-2proc", "--micro-batch", "4"),
+    "zero2": ("--profile", "cpu-2proc-zero2", "--micro-batch", "4"),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rtd") / "run"
+    return run_recipe(folder, RTD, "--profile", "cpu", num_steps=NUM_STEPS)
+
+
+def verb(ran, name, *arguments):
+    return start([sys.executable, "-m", "launch", name, *map(str, arguments)], ran.folder)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("way", list(WAYS))
+def test_the_steps_are_those_of_one_process(way, whole, tmp_path):
+    ran = run_recipe(tmp_path / "run", RTD, *WAYS[way], num_steps=NUM_STEPS)
+    for key in ("loss", "discriminator_loss", "grad_norm", "num_targets"):
+        assert [e[key] for e in ran.events("train")] == pytest.approx(
+            [e[key] for e in whole.events("train")], rel=1e-4
+        )
+    assert ran.events("eval")[0] == whole.events("eval")[0]
+    last, wanted = (run.events("eval")[-1] for run in (ran, whole))
+    assert last == pytest.approx(wanted, rel=1e-3)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("profile", ["cpu", "cpu-2proc", "cpu-2proc-zero2"])
+def test_a_resumed_run_is_the_straight_one(profile, tmp_path):
+    arguments = ("--profile", profile, "model.dropout=0.1")
+    straight = run_recipe(tmp_path / "run", RTD, *arguments, num_steps=NUM_STEPS)
+    events, wanted = straight.events("train", "eval"), read_weights(straight.folder)
+    for name in (f"checkpoint-{NUM_STEPS}", "final", "best"):
+        shutil.rmtree(straight.folder / name)
+    resumed = run_recipe(tmp_path / "run", RTD, *arguments, num_steps=NUM_STEPS)
+    assert "going on from step 6" in resumed.stdout
+    for event, before in zip(resumed.events("train", "eval"), events, strict=True):
+        for key in ("loss", "discriminator_loss", "grad_norm", "discriminator_auc"):
+            assert event.get(key) == before.get(key)
+    found = read_weights(resumed.folder)
+    assert set(found) == set(wanted)
+    assert all((found[name] == wanted[name]).all() for name in wanted)
+
+
+def read_weights(folder):
+    files = ("model.safetensors", "generator/model.safetensors")
+    return {
+        (file, name): value for file in files for name, value in load_file(folder / "final" / file).items()
+    }
+
+
+@pytest.mark.ranks
+def test_an_evaluation_gives_figures_of_both_parts(whole):
+    first, *_, last = whole.events("eval")
+    for event in (first, last):
+        assert 0 < event["num_replaced"] <= event["num_targets"] < event["num_positions"]
+        share = event["num_replaced"] / event["num_positions"]
+        base = -share * np.log(share) - (1 - share) * np.log(1 - share)
+        assert event["discriminator_base_loss"] == pytest.approx(base)
+        assert event["perplexity"] == pytest.approx(np.exp(event["loss"]))
+        assert 0 < event["discriminator_auc"] < 1
+    assert last["discriminator_loss"] < first["discriminator_loss"] - 0.1
+    assert "discriminator: AUC" in whole.stdout
+    assert "log-loss" in (whole.folder / "report.html").read_text()
+
+
+@pytest.mark.ranks
+def test_the_verbs_read_either_part(whole, tmp_path):
+    final = whole.folder / "final"
+    encoder = AutoModel.from_pretrained(final)
+    generator = AutoModelForMaskedLM.from_pretrained(final / "generator")
+    assert (encoder.config.num_hidden_layers, generator.config.num_hidden_layers) == (3, 2)
+    assert "replaced-token-detection" in (final / "README.md").read_text()
+    assert "fill-mask" in (final / "generator" / "README.md").read_text()
+    filled = verb(whole, "fill", whole.folder, "Paris is the [MASK] of France.", "--json")
+    assert filled.exit_code == 0, filled.stderr
+    for part in ("generator", "discriminator"):
+        out = verb(whole, "export", whole.folder, tmp_path / part, "--part", part)
+        assert out.exit_code == 0, out.stderr
+        files = (final if part == "discriminator" else final / "generator", tmp_path / part)
+        ours, theirs = (load_file(folder / "model.safetensors") for folder in files)
+        assert all((ours[name] == theirs[name]).all() for name in theirs)
+        assert not (tmp_path / part / "generator").exists()
+    judged = verb(whole, "evaluate", whole.folder, RTD, "--json", *SETTINGS[RTD])
+    assert judged.exit_code == 0, judged.stderr
+    score, wanted = json.loads(judged.stdout), whole.events("eval")[-1]
+    assert {name: score[name] for name in wanted if name not in ("kind", "step")} == pytest.approx(
+        {name: value for name, value in wanted.items() if name not in ("kind", "step")}, rel=1e-4
+    )
+
+
+@pytest.mark.ranks
+def test_training_goes_on_from_the_pair_that_a_run_left(whole, tmp_path):
+    source = whole.folder / "final"
+    arguments = [
+        f"model.source={source}",
+        "model.config={}",
+        "model.dropout=null",
+        f"tokenizer={{source: {source}}}",
+    ]
+    again = run_recipe(tmp_path / "run", RTD, "--profile", "cpu", *arguments, num_steps=2)
+    found, wanted = again.events("eval")[0], whole.events("eval")[-1]
+    for key in ("loss", "discriminator_loss", "discriminator_auc"):
+        assert found[key] == pytest.approx(wanted[key], rel=1e-4)
+
+
+def test_a_part_of_a_model_that_is_one_is_refused(tmp_path):
+    from launch.export import find_part
+
+    with pytest.raises(ValueError, match="holds one model and no generator"):
+        find_part(tmp_path, "generator")
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.001, 1.0, 20.0])
+def test_the_auc_is_that_of_all_pairs(spread):
+    rng = np.random.default_rng(3)
+    replaced = rng.random(1500) < 0.2
+    scores = np.round(rng.normal(replaced * spread, spread), 3)
+    counts = count_scores(torch.from_numpy(scores), torch.from_numpy(replaced))
+    positive, negative = scores[replaced][:, None], scores[~replaced][None, :]
+    wanted = ((positive > negative) + 0.5 * (positive == negative)).mean()
+    assert measure_auc(counts) == pytest.approx(wanted, abs=2e-4 if spread < 10 else 2e-2)
+
+
+def test_an_auc_without_pairs_is_chance_and_its_base_loss_0():
+    counts = count_scores(torch.tensor([1.0, 2.0]), torch.tensor([False, False]))
+    score = score_pair(Score.of(1.0, 0, 1), 0.5, 0, 2, counts)
+    assert (score.discriminator_auc, score.discriminator_base_loss) == (0.5, 0.0)
+    assert score.discriminator_loss == 0.25
