@@ -33,12 +33,11 @@ from launch.hardware import Profile
 from launch.objective import Term, is_pair, list_terms, make_pair, read_pair
 from launch.plan import Plan
 from launch.recipe import Recipe
+from launch.row_check import check_rows
 from launch.stop import StopFlag
 from launch.verdict import MACHINE, REQUEST, RunError
 from launch.vocabulary import read_terms
 from modeling import hf
-from modeling.canine import CanineForMaskedLM, row_slots
-from modeling.deberta import DebertaForMaskedLM, check_packing
 from modeling.pair import list_parts
 from modeling.rtd import RtdModel
 from modeling.trust import SAFE_CODE
@@ -174,14 +173,17 @@ def build_model(
         if is_rtd and is_pair(wanted.source):
             return read_pair(recipe, wanted.source, tokenizer)
         if wanted.source == "scratch":
-            model = hf.build(wanted.family, config=wanted.config, seed=recipe.training.seed, **arguments)
+            config: dict[str, Any] = dict(wanted.config)
+            if wanted.family == "auto":
+                config.setdefault("pad_token_id", tokenizer.pad_token_id)
+            model = hf.build(wanted.family, config=config, seed=recipe.training.seed, **arguments)
         else:
             # A new head is drawn from the global generator while the checkpoint loads.
             torch.manual_seed(recipe.training.seed)
-            if wanted.family == "deberta":
+            if wanted.family != "canine":
                 arguments["old_pieces"] = find_old_pieces(wanted.source, tokenizer)
             model, report = hf.load(wanted.family, wanted.source, **arguments)
-        _check_rows(recipe, model)
+        check_rows(recipe, model)
         model = make_pair(recipe, model, tokenizer) if is_rtd else model
     except (ValueError, TypeError, OSError, SafetensorError, StrictDataclassError) as error:
         raise RunError(REQUEST, f"model {wanted.source}: {error}") from error
@@ -197,24 +199,6 @@ def find_old_pieces(source: str, tokenizer: PreTrainedTokenizerBase) -> dict[int
     old, new = before.get_vocab(), tokenizer.get_vocab()
     is_extended = all(new.get(piece) == number for piece, number in old.items())
     return map_new_pieces(before, tokenizer) if is_extended and len(new) > len(old) else {}
-
-
-def _check_rows(recipe: Recipe, model: PreTrainedModel) -> None:
-    """Raise ValueError if the model cannot read rows as the recipe makes them."""
-    if isinstance(model, CanineForMaskedLM):
-        num_slots = row_slots(recipe.data.row_length)
-        # transformers gives the position table num_hash_buckets rows.
-        most = min(model.config.max_position_embeddings, model.config.num_hash_buckets)
-        if num_slots > most:
-            raise ValueError(
-                f"data.row_length {recipe.data.row_length} takes {num_slots} slots, and the model reads "
-                f"{most} (the smaller of max_position_embeddings and num_hash_buckets); shorten the rows"
-            )
-    elif isinstance(model, DebertaForMaskedLM) and recipe.data.packing:
-        try:
-            check_packing(model.config)
-        except ValueError as error:
-            raise ValueError(f"{error} (data.packing: false)") from error
 
 
 def build_layout(

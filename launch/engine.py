@@ -17,6 +17,7 @@ from launch.hardware import DS_CONFIGS, Profile
 from launch.plan import Plan
 from launch.recipe import Training
 from launch.verdict import DEFECT, MACHINE, REQUEST, RunError
+from modeling.canine import CanineForMaskedLM
 from modeling.deberta import DebertaForMaskedLM
 from modeling.encoding import DebertaEncoding
 from modeling.pair import list_parts
@@ -110,7 +111,10 @@ def check_model(model: nn.Module, plan: Plan) -> None:
 
 
 def choose_attention(model: nn.Module, plan: Plan) -> str | None:
-    """Set a DeBERTa's attention kernel, once it is on its device; which and why, in words.
+    """Turn on what leaves work out exactly, and set a DeBERTa's attention kernel, once it is on its device.
+
+    Returns:
+        The kernel and why it was chosen, in words; None for a model without a choice.
 
     Raises:
         RunError: the kernel that was asked for cannot be had here.
@@ -118,7 +122,7 @@ def choose_attention(model: nn.Module, plan: Plan) -> str | None:
     name = reason = None
     try:
         for part in list_parts(model):
-            if isinstance(part, DebertaForMaskedLM):
+            if isinstance(part, DebertaForMaskedLM | CanineForMaskedLM):
                 part.sparse_last_layer = True
             if isinstance(part, DebertaEncoding):
                 name, reason = part.set_attention(plan.attention)

@@ -4,6 +4,7 @@ Nothing runs and nothing heavy is imported: a plan answers in about a second, on
 """
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -119,11 +120,8 @@ def make_plan(recipe: Recipe, profile: Profile, options: Options, corpus: Corpus
         warnings.append(
             "the micro-batch is assumed from the card's memory, not measured; --micro-batch sets it"
         )
-    if recipe.model.family == "canine" and 0 < (corpus.num_rows or 0) < SMALL_CORPUS_ROWS:
-        warnings.append(
-            f"{corpus.num_rows:,} names are few for a character model: under a million it tends to learn "
-            "them by heart; watch the evaluation, or add sources"
-        )
+    if recipe.model.family == "canine":
+        _note_characters(recipe, corpus, warnings)
     numbers = _schedule(recipe, corpus, errors)
     precision = _precision(recipe, profile, errors)
     peak_flops = profile.gpu.peak_flops if profile.gpu and precision != "fp32" else None
@@ -151,6 +149,20 @@ def make_plan(recipe: Recipe, profile: Profile, options: Options, corpus: Corpus
         warnings=warnings,
         **numbers,
     )
+
+
+def _note_characters(recipe: Recipe, corpus: Corpus, warnings: list[str]) -> None:
+    if 0 < (corpus.num_rows or 0) < SMALL_CORPUS_ROWS:
+        warnings.append(
+            f"{corpus.num_rows:,} names are few for a character model: under a million it tends to learn "
+            "them by heart; watch the evaluation, or add sources"
+        )
+    said = f"{recipe.name} {recipe.description}"
+    if "canine-c" in recipe.model.source.lower() and re.search(r"canine[-_ ]?s\b", said, re.IGNORECASE):
+        warnings.append(
+            f"model.source {recipe.model.source} is CANINE-C (trained on characters), the recipe calls it "
+            "CANINE-S (trained on subwords): correct the name or description, or take google/canine-s"
+        )
 
 
 def _split_batch(
@@ -203,10 +215,11 @@ def _schedule(recipe: Recipe, corpus: Corpus, errors: list[str]) -> dict[str, An
     if training.epochs is not None and corpus.num_rows:
         limits.append(max(1, math.ceil(training.epochs * corpus.num_rows / training.global_batch - 1e-9)))
     if not limits:
+        prepare = "" if recipe.data.streaming else "Prepare the data (maskwright data prepare), or "
+        remedy = f"{prepare}declare data.expected_rows or data.expected_tokens, or set training.max_steps"
         errors.append(
-            "the number of steps is unknown: training.epochs wants the size of the corpus. Prepare the data "
-            "(maskwright data prepare), or declare data.expected_rows or data.expected_tokens, or set "
-            "training.max_steps"
+            "the number of steps is unknown: training.epochs wants the size of the corpus. "
+            f"{remedy[0].upper()}{remedy[1:]}"
         )
         return numbers
     num_steps = numbers["num_steps"] = min(limits)
@@ -288,9 +301,9 @@ def _attention(recipe: Recipe, profile: Profile, options: Options, errors: list[
     wanted, gpu = options.attention, profile.gpu
     if wanted not in (None, "auto", *ATTENTION_KERNELS):
         errors.append(f"--attention {wanted}: no such kernel; known: auto, {', '.join(ATTENTION_KERNELS)}")
-    if recipe.model.family == "canine":
+    if recipe.model.family != "deberta":
         if wanted in ("fast", "flash"):
-            errors.append(f"--attention {wanted} is for deberta; leave it out for canine")
+            errors.append(f"--attention {wanted} is for deberta; leave it out for {recipe.model.family}")
         return "eager"
     may_flash = gpu is not None and gpu.has_bf16
     if wanted == "flash" and not may_flash:

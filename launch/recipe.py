@@ -16,8 +16,9 @@ from launch.recipe_part import Part, Rate
 class Model(Part):
     """Which encoder, and from which weights."""
 
-    family: Literal["deberta", "canine"]
-    """`deberta`: pieces of a tokenizer. `canine`: characters."""
+    family: Literal["deberta", "canine", "auto"]
+    """`deberta`: pieces of a tokenizer. `canine`: characters. `auto`: pieces, and any other masked language
+    model of transformers, which `config.model_type` names for `source: scratch`: `bert`, `modernbert`, ..."""
     source: str = Field(min_length=1)
     """`scratch`, a hub id, or a folder in Hugging Face format."""
     config: dict[str, int | float | bool | str | list[str]] = {}
@@ -44,6 +45,10 @@ class Model(Part):
             raise ValueError(f"config is for source: scratch; {self.source!r} brings its own sizes")
         if self.source == "scratch" and "hidden_size" not in self.config:
             raise ValueError("config.hidden_size is wanted when source is scratch")
+        if self.family == "auto" and self.source == "scratch" and "model_type" not in self.config:
+            raise ValueError("config.model_type is wanted for family auto: bert or modernbert, for instance")
+        if self.family != "auto" and "model_type" in self.config:
+            raise ValueError(f"config.model_type is for family auto; {self.family} says it already")
         return self
 
 
@@ -203,7 +208,8 @@ def contradictions(parts: dict[str, Part | None]) -> list[tuple[str, str]]:
     if characters and tokenizer is not None:
         found.append(("tokenizer", "a canine model reads characters; remove this section"))
     if not characters and "tokenizer" in parts and tokenizer is None:
-        found.append(("tokenizer", "a deberta model wants a tokenizer: source: train, a hub id or a folder"))
+        text = f"family {model.family} wants a tokenizer: source: train, a hub id or a folder"
+        found.append(("tokenizer", text))
     if isinstance(objective, MaskedLM | ReplacedTokens):
         kind = objective.masking.kind
         if characters != kind.startswith("character"):
@@ -228,6 +234,8 @@ def _check_objective(model: Model, objective: Part | None, stopping: Part | None
         return []
     if model.family == "canine":
         return [("objective.kind", "rtd replaces pieces, and a canine model reads characters; set kind: mlm")]
+    if model.family == "auto":
+        return [("objective.kind", "rtd is for family deberta; set kind: mlm")]
     most = model.config.get("num_hidden_layers")
     wanted = objective.generator.num_hidden_layers
     if isinstance(most, int) and wanted is not None and wanted > most:

@@ -1,9 +1,9 @@
 """Any masked language model over pieces that transformers knows, with the outputs that training wants.
 
 The class of a model is replaced by one of the same name whose forward gives sums over the targets;
-parameters, their names and what is saved stay those of transformers. Where the architecture is known (BERT, RoBERTa,
-ModernBERT) the head runs at the targets only and several documents may share a row; elsewhere the logits of
-every slot are computed, as in transformers, and one document takes a row.
+parameters, their names and what is saved stay those of transformers. Where the architecture is known (BERT,
+RoBERTa, ModernBERT) the head runs at the targets only and several documents may share a row; elsewhere the
+logits of every slot are computed, as in transformers, and one document takes a row.
 
 Shapes: B rows, L slots of a row, D hidden size, K targets of the batch, V pieces.
 """
@@ -243,6 +243,13 @@ def find_packing_obstacle(model: Any) -> str | None:
     if kind not in ("eager", "sdpa"):
         return f"attention {kind!r} takes no mask that keeps the documents of a row apart"
     return None
+
+
+def count_positions(config: Any) -> int | None:
+    """Longest row that a model reads; None where its configuration names none."""
+    most = getattr(config, "max_position_embeddings", None)
+    known = ARCHITECTURES.get(config.model_type)
+    return most if most is None or known is None else most - known.first_position(config)
 
 
 def arrange_documents(model: Any, document_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:

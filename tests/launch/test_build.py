@@ -12,8 +12,9 @@ from data_pipes.masking import Masking
 from data_pipes.ordering.stream_order import StreamOrder
 from data_pipes.rows import Rows
 from data_pipes.stream import WriterError
-from launch.build import Job, _check_rows
+from launch.build import Job
 from launch.recipe_file import read_recipe
+from launch.row_check import check_rows
 from launch.verdict import MACHINE, RunError
 from modeling import hf
 
@@ -28,11 +29,11 @@ def build_canine(**config):
 
 
 def test_rows_longer_than_a_canine_reads_are_refused_before_training():
-    _check_rows(read_recipe(CANINE), build_canine())
+    check_rows(read_recipe(CANINE), build_canine())
     with pytest.raises(ValueError, match="row_length 66 takes 72 slots, and the model reads 64"):
-        _check_rows(read_recipe(CANINE), build_canine(max_position_embeddings=64))
+        check_rows(read_recipe(CANINE), build_canine(max_position_embeddings=64))
     with pytest.raises(ValueError, match="the model reads 70"):
-        _check_rows(read_recipe(CANINE), build_canine(num_hash_buckets=70))
+        check_rows(read_recipe(CANINE), build_canine(num_hash_buckets=70))
 
 
 def test_packing_is_refused_for_a_model_with_absolute_positions():
@@ -40,8 +41,8 @@ def test_packing_is_refused_for_a_model_with_absolute_positions():
     config = {**recipe.model.config, "position_biased_input": True}
     model = hf.build("deberta", config=config, num_pieces=50, dropout=0.0, seed=0)
     with pytest.raises(ValueError, match="packing: false"):
-        _check_rows(recipe, model)
-    _check_rows(read_recipe(DEBERTA, ["data.packing=false"]), model)
+        check_rows(recipe, model)
+    check_rows(read_recipe(DEBERTA, ["data.packing=false"]), model)
 
 
 class Stream(Rows):

@@ -3,6 +3,9 @@
 import json
 import shutil
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +14,13 @@ from safetensors.numpy import load_file
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from launch.evaluate import Score, measure_auc, score_pair
+from launch.objective import list_terms
+from launch.recipe_file import read_recipe
+from launch.train import take_step
+from modeling.pair import build_pair
 from modeling.rtd import count_scores
 from tests.commands import RTD, SETTINGS, run_recipe, start
+from tests.modeling.small_models import NUM_PIECES, make_batch, make_model
 
 NUM_STEPS = 12
 WAYS = {
@@ -29,6 +37,10 @@ def whole(tmp_path_factory):
     return run_recipe(folder, RTD, "--profile", "cpu", num_steps=NUM_STEPS)
 
 
+def figures(event):
+    return {name: value for name, value in event.items() if name not in ("kind", "step", "model", "recipe")}
+
+
 def verb(ran, name, *arguments):
     return start([sys.executable, "-m", "launch", name, *map(str, arguments)], ran.folder)
 
@@ -42,7 +54,7 @@ def test_the_steps_are_those_of_one_process(way, whole, tmp_path):
             [e[key] for e in whole.events("train")], rel=1e-4
         )
     assert ran.events("eval")[0] == whole.events("eval")[0]
-    last, wanted = (run.events("eval")[-1] for run in (ran, whole))
+    last, wanted = (figures(run.events("eval")[-1]) for run in (ran, whole))
     assert last == pytest.approx(wanted, rel=1e-3)
 
 
@@ -105,10 +117,7 @@ def test_the_verbs_read_either_part(whole, tmp_path):
         assert not (tmp_path / part / "generator").exists()
     judged = verb(whole, "evaluate", whole.folder, RTD, "--json", *SETTINGS[RTD])
     assert judged.exit_code == 0, judged.stderr
-    score, wanted = json.loads(judged.stdout), whole.events("eval")[-1]
-    assert {name: score[name] for name in wanted if name not in ("kind", "step")} == pytest.approx(
-        {name: value for name, value in wanted.items() if name not in ("kind", "step")}, rel=1e-4
-    )
+    assert figures(json.loads(judged.stdout)) == pytest.approx(figures(whole.events("eval")[-1]), rel=1e-4)
 
 
 @pytest.mark.ranks
@@ -124,6 +133,64 @@ def test_training_goes_on_from_the_pair_that_a_run_left(whole, tmp_path):
     found, wanted = again.events("eval")[0], whole.events("eval")[-1]
     for key in ("loss", "discriminator_loss", "discriminator_auc"):
         assert found[key] == pytest.approx(wanted[key], rel=1e-4)
+
+
+class OneProcess:
+    """What `take_step` asks of an Accelerator; as that does, it divides a loss by the accumulation."""
+
+    device, num_processes, sync_gradients = torch.device("cpu"), 1, True
+
+    def __init__(self, accumulation):
+        self.gradient_accumulation_steps = accumulation
+
+    def accumulate(self, _):
+        return nullcontext()
+
+    def backward(self, loss):
+        (loss / self.gradient_accumulation_steps).backward()
+
+    def unscale_gradients(self):
+        pass
+
+
+def test_a_step_weighs_the_means_of_both_parts_over_all_micro_batches():
+    """Against one backward of the recipe's formula over the rows of all micro-batches at once."""
+    recipe = read_recipe(RTD, ["objective.discriminator_weight=7"])
+    whole = make_model("v3", num_hidden_layers=3, dtype=torch.float32)
+    pair = build_pair(whole, share=0.5, special_pieces=[1, 2, 3], num_pieces=NUM_PIECES, seed=0).eval()
+    rows = make_batch(num_rows=6)
+    rows["labels"][2:4, 5:] = -100  # so that micro-batches have unequal numbers of targets
+    output = pair(**rows)
+    means = output.loss_sum / output.num_targets, output.discriminator_loss_sum / output.num_positions
+    (means[0] + 7 * means[1]).backward()
+    wanted = {name: p.grad.clone() for name, p in pair.named_parameters() if p.grad is not None}
+    pair.zero_grad()
+    parts = [{name: values[i : i + 2] for name, values in rows.items()} for i in (0, 2, 4)]
+    batch = SimpleNamespace(
+        micro_batches=parts, num_targets=int(output.num_targets), num_rows=6, num_pieces=9, epoch=0.0
+    )
+    job = SimpleNamespace(
+        accelerator=OneProcess(len(parts)),
+        terms=list_terms(recipe, pair),
+        stop=SimpleNamespace(is_asked=False),
+        model=pair,
+        plan=SimpleNamespace(zero_stage=None, precision="fp32"),
+        recipe=SimpleNamespace(training=SimpleNamespace(max_grad_norm=None)),
+        optimizer=SimpleNamespace(step=lambda: None, zero_grad=lambda: None),
+    )
+    outcome: Any = take_step(job, batch)
+    assert list(outcome.means.values()) == pytest.approx([float(mean) for mean in means], rel=1e-5)
+    assert set(outcome.means) == {"loss", "discriminator_loss"}
+    for name, parameter in pair.named_parameters():
+        if name in wanted:
+            assert torch.allclose(parameter.grad, wanted[name], rtol=1e-3, atol=1e-6), name
+
+
+def test_looking_for_a_generator_looks_where_pairs_keep_it():
+    from launch.predict import GENERATOR
+    from modeling.pair import GENERATOR_FOLDER
+
+    assert GENERATOR == GENERATOR_FOLDER
 
 
 def test_a_part_of_a_model_that_is_one_is_refused(tmp_path):

@@ -268,3 +268,15 @@ def test_the_attention_kernel_follows_the_hardware_and_the_family():
         ("canine-tiny-domains-char", "cpu", "fast"),
     ):
         assert [e for e in plan_of(recipe, profile, wanted).errors if f"--attention {wanted}" in e]
+
+
+def test_a_recipe_that_calls_canine_c_by_the_name_of_canine_s_gets_a_warning():
+    large = "canine-c-domains-char"
+    for wanted, description in (
+        (1, "CANINE-S on names"),
+        (1, "canine s, characters"),
+        (0, "CANINE-C, suffixes"),
+    ):
+        recipe = read_recipe(large, [f"description={description!r}"])
+        plan = make_plan(recipe, find_profile("a100-40gb"), Options(), measure_corpus(recipe))
+        assert len([text for text in plan.warnings if "CANINE-S" in text]) == wanted

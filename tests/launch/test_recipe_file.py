@@ -207,7 +207,7 @@ def test_the_resolved_recipe_reads_as_the_same_recipe(tmp_path):
 
 
 def test_every_shipped_recipe_reads_and_fits_the_json_schema():
-    assert len(shipped_recipes()) == 4
+    assert len(shipped_recipes()) == 5
     schema = json.loads(json_schema())
     for path in shipped_recipes():
         assert read_recipe(path).name == path.stem

@@ -150,6 +150,7 @@ def test_the_model_compiles_to_one_graph_a_length_for_any_number_of_rows_and_tar
             make_batch((17, 2), rate=0.0),
             make_batch((25, 9)),
             make_batch((25, 9, 26), 32, rate=0.6),
+            make_batch((9, 5)),
         ]
         batches[3]["labels"].fill_(IGNORED_LABEL)
         for batch in batches:
@@ -160,4 +161,4 @@ def test_the_model_compiles_to_one_graph_a_length_for_any_number_of_rows_and_tar
             assert loss_sum.item() == pytest.approx(loss, rel=1e-6)
             for name, parameter in model.named_parameters():
                 torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-5)
-    assert num_graphs == [1, 1]
+    assert num_graphs == [1, 1, 1]

@@ -101,7 +101,8 @@ def test_both_losses_are_those_of_two_plain_models(make):
     pair, batch = make_pair(), make()
     if "document_ids" in batch:
         batch["attention_mask"] = (batch["document_ids"] > 0).long()
-    output = pair(**batch)
+    with torch.no_grad():
+        output = pair(**batch)
     generator, discriminator, _ = split_pair(pair.state_dict())
     whole = (
         build_pair(make_model("v3", num_hidden_layers=3), special_pieces=[], num_pieces=1, seed=0)
@@ -125,7 +126,7 @@ def test_both_losses_are_those_of_two_plain_models(make):
             chance = float(probabilities[row, slot])
             wanted -= math.log(chance if is_replaced[row, slot] else 1 - chance)
             num_positions += 1
-    assert float(output.discriminator_loss_sum) == pytest.approx(wanted, rel=1e-9)
+    assert float(output.discriminator_loss_sum.detach()) == pytest.approx(wanted, rel=1e-9)
     assert int(output.num_positions) == pair.count_positions(batch) == num_positions
     assert int(output.num_replaced) == int(is_replaced.sum())
     alone = pair.generator(**batch)
@@ -143,7 +144,7 @@ def test_the_discriminator_sends_no_gradient_into_the_generator():
     assert all(parameter.grad is None for parameter in pair.generator.parameters())
     missing = [n for n, p in pair.discriminator.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []
-    difference = pair.discriminator.get_input_embeddings().weight.grad
+    difference = pair.discriminator.deberta.embeddings.word_embeddings.weight.grad
     assert difference.abs().sum() > 0
 
 
@@ -184,8 +185,8 @@ def test_a_saved_pair_loads_again_and_its_parts_load_with_the_auto_classes(legac
         if name != "score_counts":
             assert torch.allclose(again(**batch)[name].double(), value.double(), rtol=1e-5), name
     shown = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    encoder = AutoModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    hidden = load_discriminator(tmp_path).eval().encode(**shown).last_hidden_state
+    encoder: Any = AutoModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    hidden: Any = load_discriminator(tmp_path).eval().encode(**shown).last_hidden_state
     real = shown["attention_mask"] > 0
     assert torch.allclose(encoder(**shown).last_hidden_state[real], hidden[real], atol=1e-5)
     filler: Any = AutoModelForMaskedLM.from_pretrained(tmp_path / "generator", dtype=torch.float32).eval()
@@ -230,25 +231,28 @@ def make_cycles(step, num_rows=32, num_slots=16):
 
 
 def test_both_parts_learn_rows_that_count():
-    model: Any = hf.build(
-        "deberta",
-        config={"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
-                "max_position_embeddings": 16, "position_buckets": 8},
-        num_pieces=44, dropout=0.0, seed=0,
-    )  # fmt: skip
+    config = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "max_position_embeddings": 16,
+        "position_buckets": 8,
+    }
+    model: Any = hf.build("deberta", config=config, num_pieces=44, dropout=0.0, seed=0)
     pair = build_pair(model, share=0.5, special_pieces=[0, 1, 2, 3], num_pieces=44, temperature=2.0, seed=0)
-    optimizer = torch.optim.AdamW(pair.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(pair.parameters(), lr=2e-3, betas=(0.9, 0.98))
     pair.train()
     for step in range(200):
         output = pair(**make_cycles(step))
-        mean = output.discriminator_loss_sum / output.num_positions
-        (output.loss + 5 * mean).backward()
+        (output.loss + 50 * output.discriminator_loss_sum / output.num_positions).backward()
+        torch.nn.utils.clip_grad_norm_(pair.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
     with torch.no_grad():
         output = pair.eval()(**make_cycles(-1, num_rows=256))
     share = float(output.num_replaced / output.num_positions)
     base = -share * math.log(share) - (1 - share) * math.log(1 - share)
-    print(float(output.loss), float(output.discriminator_loss_sum / output.num_positions), base)
-    assert float(output.loss) < 0.7 * math.log(40)
-    assert float(output.discriminator_loss_sum / output.num_positions) < 0.8 * base
+    # 1.48 and 0.16 were measured; the base rate alone gives 0.43.
+    assert float(output.loss) < 0.55 * math.log(40)
+    assert float(output.discriminator_loss_sum / output.num_positions) < 0.6 * base
