@@ -172,6 +172,7 @@ def test_a_step_weighs_the_means_of_both_parts_over_all_micro_batches():
     job = SimpleNamespace(
         accelerator=OneProcess(len(parts)),
         terms=list_terms(recipe, pair),
+        counter=None,
         stop=SimpleNamespace(is_asked=False),
         model=pair,
         plan=SimpleNamespace(zero_stage=None, precision="fp32"),
