@@ -12,7 +12,7 @@ RECIPES := $(basename $(notdir $(wildcard recipes/*.yaml)))
 PROFILE_FLAG = $(if $(PROFILE),--profile $(PROFILE),)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench golden train scale paleobert-11gb canine-a100 clean $(RECIPES:%=plan-%)
+.PHONY: help setup demo test test-slow check format bench golden train scale paleobert-11gb canine-a100 clean $(RECIPES:%=plan-%)
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-zA-Z0-9_%-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,11 +34,14 @@ demo: setup  ## train both small recipes, compare with yardsticks, fill before a
 
 # Runs of their own use both cores as it is; all other tests share them, one thread each. ARGS may leave
 # either part without a test (5).
-test: setup  ## every test that runs without a GPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not gpu and not ranks" $(ARGS) || test $$? -eq 5
-	$(BIN)/python -m pytest -m "not gpu and ranks" $(ARGS) || test $$? -eq 5
+test: setup  ## the tests: what runs without a GPU in some ten minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not gpu and not slow and not ranks" $(ARGS) || test $$? -eq 5
+	$(BIN)/python -m pytest -m "not gpu and not slow and ranks" $(ARGS) || test $$? -eq 5
 
-check: setup  ## format, lint, types, tests: what CI runs
+test-slow: setup  ## more of what takes long: CI runs these too
+	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+check: setup  ## format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright

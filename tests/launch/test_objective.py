@@ -46,7 +46,9 @@ def verb(ran, name, *arguments):
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize(
+    "way", [way if way == "zero2" else pytest.param(way, marks=pytest.mark.slow) for way in WAYS]
+)
 def test_the_steps_are_those_of_one_process(way, whole, tmp_path):
     ran = run_recipe(tmp_path / "run", RTD, *WAYS[way], num_steps=NUM_STEPS)
     for key in ("loss", "discriminator_loss", "grad_norm", "num_targets"):
@@ -59,7 +61,14 @@ def test_the_steps_are_those_of_one_process(way, whole, tmp_path):
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("profile", ["cpu", "cpu-2proc", "cpu-2proc-zero2"])
+@pytest.mark.parametrize(
+    "profile",
+    [
+        pytest.param("cpu", marks=pytest.mark.slow),
+        pytest.param("cpu-2proc", marks=pytest.mark.slow),
+        "cpu-2proc-zero2",
+    ],
+)
 def test_a_resumed_run_is_the_straight_one(profile, tmp_path):
     arguments = ("--profile", profile, "model.dropout=0.1")
     straight = run_recipe(tmp_path / "run", RTD, *arguments, num_steps=NUM_STEPS)
