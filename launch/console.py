@@ -110,10 +110,8 @@ def print_intake(read: dict[str, Any], console: Console | None = None) -> None:
         console.print(f"  {describe_example(example)}", markup=False, soft_wrap=True)
 
 
-def prepare_with_progress(recipe: Recipe, num_workers: int | None = None) -> Any:
-    """The recipe's store; while it is built, stderr says what is being done and how far it is."""
-    from launch.corpus import count_documents, prepare_corpus
-
+def count_progress() -> Progress:
+    """A bar on stderr that counts documents; it is gone when the work is done."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -122,7 +120,14 @@ def prepare_with_progress(recipe: Recipe, num_workers: int | None = None) -> Any
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def prepare_with_progress(recipe: Recipe, num_workers: int | None = None) -> Any:
+    """The recipe's store; while it is built, stderr says what is being done and how far it is."""
+    from launch.corpus import count_documents, prepare_corpus
+
+    with count_progress() as bar:
         task = bar.add_task("opening the data", total=None)
         totals: list[int | None] = []
 

@@ -15,21 +15,13 @@ from typing import IO, Any
 import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from data_pipes.documents import Batch
 from data_pipes.normalize import Normalized, Normalizer, normalize_batch, parse_normalizers
 from data_pipes.reading.intake import Intake
 from data_pipes.sources import count_estimate, parse_source, read_batches
 from data_pipes.split import hash_texts
-from launch.console import print_intake
+from launch.console import count_progress, print_intake
 from launch.verdict import MACHINE, REQUEST, RunError
 
 CARRIED = ("doc_id", "pub_id", "cap_id")
@@ -218,15 +210,7 @@ def _open_draft(out: Path) -> Iterator[IO[bytes]]:
 def _show_progress(sources: Sequence[dict[str, Any]], limit: int | None) -> Iterator[Any]:
     estimate = count_estimate(list(sources))
     total = None if estimate is None else min(estimate.num_documents, limit or estimate.num_documents)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f} documents"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with count_progress() as bar:
         task = bar.add_task("normalising", total=total)
         yield lambda done: bar.update(task, completed=done, total=total and max(total, done))
 

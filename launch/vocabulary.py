@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from launch.console import print_intake, print_table
+from launch.console import count_progress, print_intake, print_table
 from launch.corpus import describe_source, find_tokenizer, store_arguments
 from launch.recipe import Recipe
 from launch.verdict import MACHINE, REQUEST, RunError
@@ -221,10 +220,9 @@ def _read_texts(recipe: Recipe, *, is_training_only: bool) -> Iterator[pa.String
 
 @contextmanager
 def _show_progress() -> Iterator[Any]:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading")
-        yield lambda count: bar.update(task, description=f"reading: {count:,} documents")
+    with count_progress() as bar:
+        task = bar.add_task("reading", total=None)
+        yield lambda count: bar.update(task, completed=count)
 
 
 def _write_text(path: Path, text: str) -> None:
