@@ -15,9 +15,17 @@ _FAMILIES = {"deberta": "DeBERTa", "canine": "CANINE"}
 _HIDDEN = {
     "whole_word": "whole words are hidden, all pieces of a word together",
     "token": "single pieces are hidden",
+    "span": "runs of whole words are hidden",
     "character": "single characters are hidden",
+    "character_span": "runs of characters are hidden",
 }
-_UNITS = {"whole_word": "words", "token": "pieces", "character": "characters"}
+_UNITS = {
+    "whole_word": "words",
+    "span": "words",
+    "token": "pieces",
+    "character": "characters",
+    "character_span": "characters",
+}
 _LOADING = {
     "deberta": """\
 The folder loads with transformers alone:
@@ -136,7 +144,9 @@ def _describe_model(record: Record, step: int | None, part: str) -> list[str]:
     lines = []
     if source:
         start = "trained from scratch" if source == "scratch" else f"trained on from {_code(source)}"
-        family = _FAMILIES.get(_family(record), _family(record))
+        # Of `family: auto` a recipe from scratch names the type, a checkpoint's own config does otherwise.
+        named = _text(_part(record.recipe, "model", "config"), "model_type") or _family(record)
+        family = {**_FAMILIES, "auto": "an encoder"}.get(named, named)
         what = f"the {part} of replaced-token detection" if part else "a masked language model"
         lines.append(f"- {family}, {what}, {start}")
     if num_parameters is not None:
