@@ -28,6 +28,10 @@ WAYS = {
 
 # Both families go every way; the mixed one is the same sum over two ranks for either.
 CASES = [(way, recipe) for way in WAYS for recipe in QUICK if (way, recipe) != (MIXED, DEBERTA)]
+# Two micro-batches cover in part what four do.
+CASES = [
+    pytest.param(*case, marks=pytest.mark.slow) if case[0] == "accumulation-4" else case for case in CASES
+]
 
 
 @pytest.mark.parametrize(("way", "recipe"), CASES)
@@ -72,7 +76,9 @@ def test_running_a_finished_run_again_changes_nothing(straight):
     assert (ran.folder / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("profile", ["cpu", "cpu-2proc", "cpu-2proc-zero2"])
+@pytest.mark.parametrize(
+    "profile", ["cpu", pytest.param("cpu-2proc", marks=pytest.mark.slow), "cpu-2proc-zero2"]
+)
 def test_a_killed_run_resumes_to_the_same_losses_and_weights(profile, tmp_path):
     arguments = ("--profile", profile, "model.dropout=0.1")
     whole = run_recipe(tmp_path / "whole", CANINE, *arguments, num_steps=12)
@@ -97,7 +103,7 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(profile, tmp_path):
     assert all((ours[name] == theirs[name]).all() for name in theirs)
 
 
-@pytest.mark.parametrize("profile", ["cpu", "cpu-2proc"])
+@pytest.mark.parametrize("profile", [pytest.param("cpu", marks=pytest.mark.slow), "cpu-2proc"])
 def test_a_stopped_run_saves_where_it_is_and_goes_on_from_there(profile, straight, tmp_path):
     folder = tmp_path / "stopped"
     command = [sys.executable, "-m", "launch", "run", CANINE, "--output", str(folder), *QUICK[CANINE]]

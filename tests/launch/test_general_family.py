@@ -40,6 +40,7 @@ def test_modernbert_trains_is_judged_and_loads_as_a_plain_folder(tmp_path):
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_bert_trains_the_same_on_one_and_on_two_processes(tmp_path):
     one, two = (
         run_recipe(tmp_path / profile, RECIPE, "--profile", profile, AUTO, BERT, num_steps=6)

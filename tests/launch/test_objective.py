@@ -47,7 +47,7 @@ def verb(ran, name, *arguments):
 
 @pytest.mark.ranks
 @pytest.mark.parametrize(
-    "way", [way if way == "zero2" else pytest.param(way, marks=pytest.mark.slow) for way in WAYS]
+    "way", [way if way == "two-ranks" else pytest.param(way, marks=pytest.mark.slow) for way in WAYS]
 )
 def test_the_steps_are_those_of_one_process(way, whole, tmp_path):
     ran = run_recipe(tmp_path / "run", RTD, *WAYS[way], num_steps=NUM_STEPS)
