@@ -198,7 +198,7 @@ def test_an_error_waits_for_the_steps_before_it_when_threads_overtake():
 def test_a_consumer_that_stops_early_leaves_no_thread():
     feed = make_feed(make_rows(29))
     for _ in feed.steps(0, 1_000_000, num_workers=3):
-        assert len(feed_threads()) == 3
+        assert 1 <= len(feed_threads()) <= 3  # the pool starts one only when no other is idle
         break
     gc.collect()
     assert not feed_threads()
