@@ -128,13 +128,12 @@ def _read_training_texts(
 ) -> Iterator[pa.StringArray]:
     """Cleaned, new documents of the training split, batch by batch; an overlap raises after the last one."""
     from data_pipes.building.encode import BatchEncoder
-    from data_pipes.building.input import read_sources
     from data_pipes.split import Splitter
 
     encoder = BatchEncoder(preparation)
     splitter = Splitter(preparation.evaluation_share, folder=folder / TOKENIZER_HASHES)
     num_read = 0
-    for _, batch in read_sources(preparation, root, preparation.open_intake()):
+    for _, batch in preparation.read(root, preparation.open_intake()):
         num_read += batch.num_documents
         train, _ = splitter.part(encoder.clean(batch, Counter()))
         yield train.texts

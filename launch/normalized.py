@@ -16,10 +16,11 @@ import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
 
+from data_pipes.building.input import read_sources
 from data_pipes.documents import Batch
 from data_pipes.normalize import Normalized, Normalizer, normalize_batch, parse_normalizers
 from data_pipes.reading.intake import Intake
-from data_pipes.sources import count_estimate, parse_source, read_batches
+from data_pipes.sources import count_estimate, parse_source
 from data_pipes.split import hash_texts
 from launch.console import count_progress, print_intake
 from launch.verdict import MACHINE, REQUEST, RunError
@@ -136,24 +137,15 @@ def _read(
     sources: Sequence[dict[str, Any]], limit: int | None, bad_input: dict[str, Any], intake: Intake
 ) -> Iterator[Batch]:
     """Batches of all sources; what was read of each goes into the intake."""
-    left = limit
     for spec in sources:
         if spec.get("kind") == "aligned" and spec.get("text_key", "norm_text") != "raw_text":
             raise ValueError(
                 f"{spec.get('path')} is normalised already; give text_key: raw_text to normalise it anew"
             )
-        own = Intake(**bad_input)
-        for batch in read_batches(parse_source(spec), intake=own, carry=CARRIED):
-            if left is not None:
-                batch = batch.head(left)
-                left -= batch.num_documents
-            if batch.num_documents:
-                yield batch
-            if left == 0:
-                break
-        intake.merge(own)
-        if left == 0:
-            return
+    parsed = [parse_source(spec) for spec in sources]
+    for _, batch in read_sources(parsed, None, intake, limit=limit, bad_input=bad_input, carry=CARRIED):
+        if batch.num_documents:
+            yield batch
 
 
 def _write(batch: Batch, steps: list[Normalizer], file: IO[bytes], tally: Tally) -> None:

@@ -179,39 +179,34 @@ def _load_of_recipe(recipe: Recipe) -> "PreTrainedTokenizerBase":
 
 def _read_texts(recipe: Recipe, *, is_training_only: bool) -> Iterator[pa.StringArray]:
     """Documents as a run sees them, with progress on stderr."""
+    from data_pipes.building.input import read_sources
     from data_pipes.clean import apply_rules, parse_rules
     from data_pipes.documents import SourceError
     from data_pipes.files import find_cache_root
     from data_pipes.normalize import normalize_texts, parse_normalizers
     from data_pipes.reading.intake import Intake
-    from data_pipes.sources import parse_source, read_batches
+    from data_pipes.sources import parse_source
     from data_pipes.split import choose_evaluation, hash_texts
 
     data, root = recipe.data, find_cache_root(None)
     rules = parse_rules([rule.model_dump(exclude_none=True) for rule in data.clean])
     normalizers = parse_normalizers([each.model_dump(exclude_none=True) for each in data.normalize])
-    num_read, num_kept, left, intake = 0, 0, data.limit, Intake()
+    num_read, num_kept, intake = 0, 0, Intake()
+    sources = [parse_source(describe_source(source)) for source in data.sources]
     with _show_progress() as show:
-        for source in map(parse_source, map(describe_source, data.sources)):
-            if left == 0:
-                break
-            own = Intake(**data.bad_input.model_dump())
-            for batch in read_batches(source, root, own):
-                batch = batch if left is None else batch.head(left)
-                left = None if left is None else left - batch.num_documents
-                num_read += batch.num_documents
-                batch = apply_rules(batch, rules, Counter())
-                if normalizers:
-                    batch = batch.with_texts(normalize_texts(batch.texts, normalizers))
-                if is_training_only:
-                    share = data.evaluation_share
-                    batch = batch.filter(~choose_evaluation(batch, hash_texts(batch.texts), share))
-                num_kept += batch.num_documents
-                yield batch.texts
-                show(num_read)
-                if left == 0:
-                    break
-            intake.merge(own)
+        for _, batch in read_sources(
+            sources, root, intake, limit=data.limit, bad_input=data.bad_input.model_dump()
+        ):
+            num_read += batch.num_documents
+            batch = apply_rules(batch, rules, Counter())
+            if normalizers:
+                batch = batch.with_texts(normalize_texts(batch.texts, normalizers))
+            if is_training_only:
+                share = data.evaluation_share
+                batch = batch.filter(~choose_evaluation(batch, hash_texts(batch.texts), share))
+            num_kept += batch.num_documents
+            yield batch.texts
+            show(num_read)
     if intake.num_skipped:
         print_intake(intake.describe(), Console(stderr=True, highlight=False, soft_wrap=True))
     if num_kept == 0:

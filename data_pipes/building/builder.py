@@ -18,7 +18,6 @@ from zipfile import BadZipFile
 import numpy as np
 
 from data_pipes.building.encode import Encoded, encode_in_order, open_near_duplicates, take_documents
-from data_pipes.building.input import read_sources
 from data_pipes.building.preparation import Preparation
 from data_pipes.building.writer import SplitWriter
 from data_pipes.documents import Batch, SourceError
@@ -185,7 +184,7 @@ class Builder:
     def _read(self, sources: deque[tuple[int, int]]) -> Iterator[Batch]:
         """Batches that are not in the rows yet; the source and the size of each go into the queue."""
         skipped = self._position.num_batches
-        for index, batch in islice(read_sources(self._preparation, self._root, self._intake), skipped, None):
+        for index, batch in islice(self._preparation.read(self._root, self._intake), skipped, None):
             sources.append((index, batch.num_documents))
             yield batch
 

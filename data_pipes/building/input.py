@@ -1,38 +1,47 @@
-"""Input: the raw documents of all sources of a store, up to its limit."""
+"""Input: the raw documents of several sources, up to a limit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from data_pipes.building.preparation import Preparation
 from data_pipes.documents import Batch
 from data_pipes.reading.intake import Intake
-from data_pipes.sources import read_batches
+from data_pipes.sources import Source, read_batches
 
 
-def read_sources(preparation: Preparation, root: Path, intake: Intake) -> Iterator[tuple[int, Batch]]:
+def read_sources(
+    sources: Sequence[Source],
+    root: Path | None,
+    intake: Intake,
+    *,
+    limit: int | None = None,
+    bad_input: dict[str, Any] | None = None,
+    carry: Sequence[str] = (),
+) -> Iterator[tuple[int, Batch]]:
     """Read batch by batch; each comes with the number of its source.
 
-    A limit counts over the sources in order, or is shared out by their weights.
-
     Args:
-        preparation: the settings.
+        sources: in order.
         root: the cache, for packages.
         intake: gets the counts of all sources; each is judged by its own.
+        limit: most documents, over the sources in order, or shared out by their weights.
+        bad_input: {policy, max_bad_share} of each source's own intake.
+        carry: see sources.read_batches.
 
     Raises:
         SourceError: a source cannot be read, or too much of it is bad.
     """
-    shares = share_limit(preparation)
+    shares = share_limit(sources, limit)
     num_read = 0
-    for index, source in enumerate(preparation.sources):
+    for index, source in enumerate(sources):
         left = shares[index] if shares else None
-        if shares is None and preparation.limit is not None:
-            left = preparation.limit - num_read
+        if shares is None and limit is not None:
+            left = limit - num_read
             # A source behind the limit is not even opened: it may be a download.
             if left <= 0:
                 return
-        own = preparation.open_intake()
-        for whole in read_batches(source, root, own):
+        own = Intake(**(bad_input or {}))
+        for whole in read_batches(source, root, own, tuple(carry)):
             batch = whole if left is None else whole.head(left)
             num_read += batch.num_documents
             yield index, batch
@@ -44,14 +53,13 @@ def read_sources(preparation: Preparation, root: Path, intake: Intake) -> Iterat
         intake.merge(own)
 
 
-def share_limit(preparation: Preparation) -> list[int] | None:
+def share_limit(sources: Sequence[Source], limit: int | None) -> list[int] | None:
     """Most documents of each source where they have weights; None: there is no limit, or it is not shared.
 
     A source without a weight among others that have one is for the evaluation; it may fill the limit alone.
     """
-    weights = [source.weight for source in preparation.sources]
+    weights = [source.weight for source in sources]
     whole = sum(weight for weight in weights if weight is not None)
-    limit = preparation.limit
     if limit is None or not whole:
         return None
     return [limit if weight is None else max(1, round(limit * weight / whole)) for weight in weights]

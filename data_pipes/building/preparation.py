@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from data_pipes.building.input import read_sources
 from data_pipes.clean import parse_rules
-from data_pipes.documents import SourceError
+from data_pipes.documents import Batch, SourceError
 from data_pipes.files import hash_file
 from data_pipes.normalize import hash_normalizers, parse_normalizers
 from data_pipes.reading.hub import HubSource, fetch_commit
@@ -90,6 +92,10 @@ class Preparation:
     def open_intake(self) -> Intake:
         """A new count of bad input, under the settings' policy."""
         return Intake(**(self.bad_input or {}))
+
+    def read(self, root: Path, intake: Intake) -> Iterator[tuple[int, Batch]]:
+        """The raw documents of all sources, see input.read_sources."""
+        return read_sources(self.sources, root, intake, limit=self.limit, bad_input=self.bad_input)
 
     def settle_sources(self) -> None:
         """Ask a hub for what decides the key; before `compute_key`, where a store may be built."""

@@ -100,7 +100,7 @@ def test_a_limit_counts_documents_of_all_sources(source, tmp_path):
 def test_nothing_is_read_beyond_the_limit(source, tmp_path, monkeypatch):
     opened = []
     monkeypatch.setattr(
-        "launch.normalized.read_batches", lambda *a, **k: opened.append(1) or read_batches(*a, **k)
+        "data_pipes.building.input.read_batches", lambda *a, **k: opened.append(1) or read_batches(*a, **k)
     )
     normalize_corpus([source] * 3, STEPS, tmp_path / "a.jsonl", limit=3)
     assert len(opened) == 1
