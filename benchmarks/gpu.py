@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import DebertaV2ForMaskedLM
 
-from launch.flops import Kernel, count_flops
+from launch.costing.flops import Kernel, count_flops
 from modeling import hf
 from modeling.canine import row_slots
 

@@ -27,7 +27,7 @@ from data_pipes.stream import WriterError
 from data_pipes.tokenize import PieceEncoder
 from data_pipes.vocabulary.extend import map_new_pieces
 from launch import optim
-from launch.accounting import StepCounter
+from launch.costing.accounting import StepCounter
 from launch.engine import build_accelerator, check_model, choose_attention
 from launch.hardware import Profile
 from launch.objective import Term, is_pair, list_terms, make_pair, read_pair

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from launch.accounting import estimate_seconds, plan_flops
+from launch.costing.accounting import estimate_seconds, plan_flops
 from launch.hardware import Profile, read_zero
 from launch.recipe import Recipe
 from launch.schedule import Cadence, RateSchedule, resolve_warmup

@@ -4,13 +4,10 @@ The loop is `train`; all that it needs is built in launch/build.py.
 """
 
 import argparse
-import math
-import operator
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +17,6 @@ from launch.recipe_check import RecipeError
 from launch.request import Request, add_arguments, parse
 from launch.verdict import (
     DEFECT,
-    DIVERGED,
     DONE,
     REQUEST,
     STOPPED,
@@ -34,11 +30,9 @@ from launch.verdict import (
 from launch.world import World, check_gpu, has_cuda_driver
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from data_pipes.feed import StepBatch
     from launch.build import Job
     from launch.checkpoint import Progress
+    from launch.step import Outcome
     from launch.track import Stopwatch, Tracker
 
 
@@ -46,6 +40,7 @@ def train(job: "Job", progress: "Progress", tracker: "Tracker", folder: Path) ->
     """Run a job from where it is to its last step, or until it stops getting better."""
     from launch.checkpoint import save_checkpoint
     from launch.optim import set_rate
+    from launch.step import take_step
     from launch.track import Stopwatch
 
     recipe, plan = job.recipe, job.plan
@@ -81,88 +76,6 @@ def train(job: "Job", progress: "Progress", tracker: "Tracker", folder: Path) ->
     return progress
 
 
-@dataclass
-class Outcome:
-    """What a step did on all ranks: means of the terms of its loss by name, the norm before clipping, ..."""
-
-    means: dict[str, float]
-    num_targets: int
-    num_rows: int
-    num_pieces: int
-    num_flops: int
-    grad_norm: float | None
-    epoch: float
-    is_asked_to_stop: bool
-
-
-def take_step(job: "Job", batch: "StepBatch") -> Outcome:
-    """One optimizer step over the micro-batches of all ranks.
-
-    Each term of a step's loss is one sum over one count. Accelerate and DeepSpeed divide a micro-batch's
-    loss by the accumulation, and DDP and ZeRO divide the gradients by the ranks; the scales undo both.
-
-    Raises:
-        RunError: the loss or the gradient is not finite.
-    """
-    import torch
-
-    from data_pipes.feed import move_batch
-    from launch.engine import sum_over_ranks
-
-    accelerator, device, terms = job.accelerator, job.accelerator.device, job.terms
-    num_flops = job.counter.count(batch.micro_batches) if job.counter else 0
-    own = [*(term.count(batch) for term in terms), batch.num_rows, batch.num_pieces, num_flops]
-    own.append(job.stop.is_asked)
-    counts = sum_over_ranks(torch.tensor(own, dtype=torch.float64, device=device))
-    *sizes, num_rows, num_pieces, num_flops, num_asked = (int(n) for n in counts.tolist())
-    undo = accelerator.gradient_accumulation_steps * accelerator.num_processes
-    scales = [undo * term.weight / size for term, size in zip(terms, sizes, strict=True)]
-    totals = torch.zeros(len(terms), dtype=torch.float64, device=device)
-    grad_norm = None
-    for micro_batch in batch.micro_batches:
-        with accelerator.accumulate(job.model):
-            output = job.model(**move_batch(micro_batch, device))
-            sums = [output[f"{term.name}_sum"] for term in terms]
-            accelerator.backward(sum(map(operator.mul, sums, scales)))
-            if accelerator.sync_gradients:
-                grad_norm = clip(job)
-            job.optimizer.step()
-            job.optimizer.zero_grad()
-        totals += torch.stack(sums).detach().double()
-    found = sum_over_ranks(totals).tolist()
-    means = {term.name: total / size for term, total, size in zip(terms, found, sizes, strict=True)}
-    norm = math.nan if grad_norm is None else float(grad_norm)
-    norm = check_finite(sum(means.values()), norm, job.plan.precision)
-    return Outcome(means, sizes[0], num_rows, num_pieces, num_flops, norm, batch.epoch, num_asked > 0)
-
-
-def check_finite(loss: float, grad_norm: float, precision: str) -> float | None:
-    """The gradient norm; None where fp16 overflowed, which its loss scaling answers by skipping the step.
-
-    Raises:
-        RunError: the loss is not finite, or the norm is not and there is no loss scaling.
-    """
-    if math.isfinite(loss) and math.isfinite(grad_norm):
-        return grad_norm
-    if math.isfinite(loss) and precision == "fp16":
-        return None
-    raise RunError(
-        DIVERGED,
-        f"the loss is {loss} and the gradient norm {grad_norm}: training diverged; the last checkpoint is "
-        "untouched. Try a lower training.learning_rate or a longer warmup",
-    )
-
-
-def clip(job: "Job") -> "Tensor | float":
-    """Clip the gradients as the recipe says; their norm before. DeepSpeed has done it in its own step."""
-    from launch.optim import clip_gradients
-
-    if job.plan.zero_stage is not None:
-        return job.model.get_global_grad_norm()  # pyright: ignore[reportCallIssue]
-    job.accelerator.unscale_gradients()
-    return clip_gradients(job.model.parameters(), job.recipe.training.max_grad_norm or math.inf)
-
-
 def evaluate_and_keep_best(job: "Job", progress: "Progress", tracker: "Tracker", folder: Path) -> "Progress":
     """Evaluate on the frozen masks; keep the model if it is the best so far."""
     from launch.checkpoint import save_model
@@ -182,7 +95,7 @@ def is_stale(job: "Job", progress: "Progress") -> bool:
 
 
 def log_step(
-    job: "Job", tracker: "Tracker", step: int, rate: float, outcome: Outcome, watch: "Stopwatch"
+    job: "Job", tracker: "Tracker", step: int, rate: float, outcome: "Outcome", watch: "Stopwatch"
 ) -> None:
     """One line of metrics.jsonl for a step; speeds are over the steps since the last line."""
     import torch

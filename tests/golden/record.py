@@ -40,7 +40,7 @@ def train(recipe_name: str) -> None:
     from launch.optim import set_rate
     from launch.plan import Options, make_plan
     from launch.recipe_file import read_recipe
-    from launch.train import take_step
+    from launch.step import take_step
 
     recipe, profile = read_recipe(recipe_name), find_profile("cpu")
     store = prepare_corpus(recipe)

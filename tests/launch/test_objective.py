@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForMaskedLM
 from launch.evaluate import Score, measure_auc, score_pair
 from launch.objective import list_terms
 from launch.recipe_file import read_recipe
-from launch.train import take_step
+from launch.step import take_step
 from modeling.pair import build_pair
 from modeling.rtd import count_scores
 from tests.commands import RTD, SETTINGS, run_recipe, start

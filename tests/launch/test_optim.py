@@ -7,7 +7,7 @@ from torch import nn
 
 from launch.optim import build_optimizer, clip_gradients, set_rate
 from launch.recipe_file import read_recipe
-from launch.train import check_finite
+from launch.step import check_finite
 from launch.verdict import RunError
 from modeling.hf import decays
 

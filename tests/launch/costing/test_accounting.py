@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from launch.accounting import ASSUMED_MFU, ASSUMED_RANGE, StepCounter, estimate_seconds, plan_flops
-from launch.flops import count_flops
+from launch.costing.accounting import ASSUMED_MFU, ASSUMED_RANGE, StepCounter, estimate_seconds, plan_flops
+from launch.costing.flops import count_flops
+from launch.costing.sizes import find_sizes
 from launch.hardware import load_profiles
 from launch.plan import Corpus, Options, make_plan
 from launch.recipe_file import read_recipe
-from launch.sizes import find_sizes
 from launch.track import Stopwatch
 from modeling import hf
 from modeling.canine import row_slots

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from launch.flops_positions import count_reached
-from launch.sizes import DEFAULTS
+from launch.costing.flops_positions import count_reached
+from launch.costing.sizes import DEFAULTS
 
 Kernel = Literal["eager", "fast", "fused", "flash"]
 """`fast` is the operator on a CPU, `fused` what `--attention fast` is on a GPU. `flash` counts as `eager`:

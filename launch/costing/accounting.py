@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from launch.flops import count_flops
+from launch.costing.flops import count_flops
+from launch.costing.sizes import DEFAULTS, find_sizes
 from launch.recipe import Recipe
-from launch.sizes import DEFAULTS, find_sizes
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,9 +17,9 @@ from transformers import (
     ModernBertForMaskedLM,
 )
 
-from launch.flops import count_flops
-from launch.flops_positions import count_reached, map_distances
-from launch.sizes import DEBERTA_STYLE, DEFAULTS
+from launch.costing.flops import count_flops
+from launch.costing.flops_positions import count_reached, map_distances
+from launch.costing.sizes import DEBERTA_STYLE, DEFAULTS
 from modeling import DebertaForMaskedLM, attention, hf
 from modeling.attention_positions import Positions, plan_blocks
 from modeling.heads import IGNORED_LABEL
@@ -218,5 +218,5 @@ def test_a_model_that_is_not_counted_says_which_are():
 
 
 def test_counting_needs_no_torch():
-    code = "import sys; sys.modules.update(torch=None, transformers=None); import launch.flops"
+    code = "import sys; sys.modules.update(torch=None, transformers=None); import launch.costing.flops"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,1 @@
+"""What a step costs before it runs: sizes, FLOPs, memory, time, and the cheapest way that fits."""
