@@ -143,7 +143,7 @@ def _run(arguments: argparse.Namespace) -> int:
     print_plan(plan, request.recipe)
     if plan.errors:
         return REQUEST
-    verdict = execute(plan, request.output)
+    verdict = execute(plan, request.render(plan), request.output)
     print_verdict(verdict)
     return verdict.exit_code
 

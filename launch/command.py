@@ -6,40 +6,39 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.hardware import Profile
-from launch.plan import Options, Plan
+from launch.plan import Plan
+from launch.rendering import ACCELERATE_NAME
 
 
 def build_command(
-    plan: Plan, profile: Profile, recipe: str, options: Options, *, output: Path, extra: Sequence[str] = ()
+    plan: Plan, profile: Profile, recipe: str, *, output: Path, extra: Sequence[str] = ()
 ) -> list[str]:
     """The `accelerate launch` line that executes a plan.
+
+    What the plan has decided is said in it, so that no trainer has to decide it again.
 
     Args:
         plan: the plan.
         profile: the profile that it was made for.
         recipe: the recipe as the user named it.
-        options: what the user asked for; passed on, so that the trainer makes the same plan.
-        output: the run folder.
+        output: the run folder, where the configuration files are rendered.
         extra: further arguments of the trainer (`--resume never`, `dotted.key=value`).
     """
-    profile = profile.on(plan.world_size)
-    launcher = ["accelerate", "launch", "--config_file", _shown(profile.accelerate_path)]
-    launcher += ["--num_processes", str(plan.world_size), "--num_machines", str(plan.nodes)]
+    launcher = ["accelerate", "launch", "--config_file", f"{shown(output)}/{ACCELERATE_NAME}"]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     if plan.nodes > 1:
         launcher += ["--machine_rank", "$NODE_RANK", "--main_process_ip", "$MASTER_ADDR"]
         launcher += ["--main_process_port", "$MASTER_PORT"]
-    trainer = ["-m", "launch.train", recipe, "--output", _shown(output)]
+    trainer = ["-m", "launch.train", recipe, "--output", shown(output)]
     trainer += ["--devices", str(plan.devices), "--nodes", str(plan.nodes)]
     if profile.name == "gpu" and profile.gpu:
         trainer += ["--gpu-memory-gb", f"{profile.gpu.memory_gb:g}"]
         trainer += ["--compute-capability", f"{profile.gpu.compute_capability:g}"]
     else:
         trainer += ["--profile", profile.name]
-    for flag in ("micro_batch", "checkpointing", "attention", "prefer"):
-        value = getattr(options, flag)
-        if value is not None:
-            trainer += [f"--{flag.replace('_', '-')}", str(value)]
+    trainer += ["--sharding", plan.sharding, "--micro-batch", str(plan.micro_batch)]
+    trainer += ["--checkpointing", "on" if plan.gradient_checkpointing else "off"]
+    trainer += ["--loss-chunk", str(plan.loss_chunk or "off"), "--attention", plan.attention]
     return [*launcher, *trainer, *extra]
 
 
@@ -59,7 +58,7 @@ def command_text(plan: Plan) -> str:
     return " ".join([*variables, *words])
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """Relative to the working folder where it lies below it."""
     absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
     here = Path.cwd()

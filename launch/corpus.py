@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launch.plan import Corpus
 from launch.recipe import Extension, Recipe
 from launch.recipe_data import Source
+from launch.steps import Corpus
 from launch.verdict import MACHINE, REQUEST, RunError
 
 # Characters a piece of English text, by the size of the vocabulary: 3.2 measured at 2,000, 4.4 at 128,000.

@@ -1,6 +1,5 @@
 """The engine: an Accelerator that is what the plan says, and the sums over its ranks."""
 
-import json
 import logging
 import os
 import warnings
@@ -13,9 +12,10 @@ from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 from accelerate.utils import DeepSpeedPlugin, GradientAccumulationPlugin
 from torch import Tensor, nn
 
-from launch.hardware import DS_CONFIGS, Profile
+from launch.hardware import Profile
 from launch.plan import Plan
 from launch.recipe import Training
+from launch.sharding import fill_config, read_sharding
 from launch.verdict import DEFECT, MACHINE, REQUEST, RunError
 from modeling.canine import CanineForMaskedLM
 from modeling.deberta import DebertaForMaskedLM
@@ -35,52 +35,44 @@ def build_accelerator(plan: Plan, profile: Profile, training: Training) -> Accel
         RunError: Accelerate came up as something else than planned.
     """
     on_cpu = profile.gpu is None
+    sharding = read_sharding(plan.sharding)
     arguments: dict[str, Any] = {
         "mixed_precision": _MIXED[plan.precision],
         "gradient_accumulation_plugin": GradientAccumulationPlugin(
             num_steps=plan.accumulation or 1, sync_with_dataloader=False
         ),
     }
-    if plan.world_size > 1 or profile.ds_config is not None:
+    if plan.world_size > 1 or sharding.is_deepspeed:
         backend = "gloo" if on_cpu else "nccl"
         arguments["kwargs_handlers"] = [
             InitProcessGroupKwargs(backend=backend, timeout=timedelta(minutes=10))
         ]
-    if profile.ds_config is not None:
+    if sharding.is_deepspeed:
         if find_spec("deepspeed") is None:
             raise RunError(
                 MACHINE,
-                f"the profile {profile.name} wants DeepSpeed, which is not installed: pip install deepspeed",
+                f"sharding {sharding.name} wants DeepSpeed, which is not installed: pip install deepspeed",
             )
         # Its calls of deprecated torch functions are not for our users.
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         arguments["deepspeed_plugin"] = DeepSpeedPlugin(
-            hf_ds_config=_fill_ds_config(plan, profile.ds_config, training)
+            hf_ds_config=fill_config(
+                sharding,
+                micro_batch=plan.micro_batch or 1,
+                accumulation=plan.accumulation or 1,
+                max_grad_norm=training.max_grad_norm,
+                precision=plan.precision,
+            )
         )
     elif on_cpu:
         arguments["cpu"] = True
     accelerator = Accelerator(**arguments)
-    _check(accelerator, plan, profile)
+    _check(accelerator, plan)
     return accelerator
 
 
-def _fill_ds_config(plan: Plan, name: str, training: Training) -> dict[str, Any]:
-    """The DeepSpeed file with every `auto` replaced by the plan's number."""
-    config = json.loads((DS_CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
-    config["train_micro_batch_size_per_gpu"] = plan.micro_batch
-    config["gradient_accumulation_steps"] = plan.accumulation
-    # Accelerate would turn `auto` into 1.0; 0 is DeepSpeed's word for no clipping.
-    config["gradient_clipping"] = training.max_grad_norm or 0.0
-    config["fp16"] = {"enabled": plan.precision == "fp16"}
-    config["bf16"] = {"enabled": plan.precision == "bf16"}
-    config["steps_per_print"] = 2**31
-    config["zero_allow_untested_optimizer"] = True
-    config["zero_force_ds_cpu_optimizer"] = False
-    return config
-
-
-def _check(accelerator: Accelerator, plan: Plan, profile: Profile) -> None:
+def _check(accelerator: Accelerator, plan: Plan) -> None:
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     found = f"{accelerator.num_processes} processes, {accelerator.distributed_type}"
     if accelerator.num_processes != launched or launched != plan.world_size:
@@ -88,8 +80,8 @@ def _check(accelerator: Accelerator, plan: Plan, profile: Profile) -> None:
             DEFECT, f"planned {plan.world_size} processes, started {launched}, Accelerate sees {found}"
         )
     is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-    if is_deepspeed != (profile.ds_config is not None):
-        wanted = f"DeepSpeed with {profile.ds_config}" if profile.ds_config else "no DeepSpeed"
+    if is_deepspeed != (plan.zero_stage is not None):
+        wanted = "no DeepSpeed" if plan.zero_stage is None else f"DeepSpeed with {plan.sharding}"
         raise RunError(DEFECT, f"planned {wanted}, Accelerate sees {found}")
 
 

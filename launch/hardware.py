@@ -1,7 +1,6 @@
 """Profiles: what a machine is and how a run is laid out on it."""
 
 import difflib
-import json
 import shutil
 import subprocess
 from functools import cache
@@ -10,30 +9,50 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from launch.recipe_file import ROOT
+from launch.sharding import NONE
 from launch.strict_yaml import load_yaml
 
 ACCELERATE_CONFIGS = ROOT / "accelerate_configs"
-DS_CONFIGS = ROOT / "ds_configs"
 
 
 class ProfileError(ValueError):
     """There is no such profile."""
 
 
+class Peaks(BaseModel):
+    """Dense products, FLOP/s, by what they are computed in; null: not known, no MFU and no time."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    half: float | None = Field(default=None, gt=0)
+    """bf16, or fp16 with fp32 sums where there is no bf16."""
+    tf32: float | None = Field(default=None, gt=0)
+    fp32: float | None = Field(default=None, gt=0)
+
+
 class Gpu(BaseModel):
-    """One GPU, as its maker describes it."""
+    """One GPU, as its maker describes it. Bandwidths are bytes/s in one direction."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     memory_gb: float = Field(gt=0)
+    """GiB that `nvidia-smi` shows."""
     compute_capability: float = Field(ge=3)
-    peak_flops: float | None = Field(default=None, gt=0)
-    """Dense FLOP/s in the precision that `precision: auto` picks on it; null: not known, no MFU."""
+    peaks: Peaks = Peaks()
+    memory_bandwidth: float | None = Field(default=None, gt=0)
+    host_bandwidth: float | None = Field(default=None, gt=0)
+    """To the CPU's memory: 12e9 is what PCIe 3 x16 gives."""
+    device_bandwidth: float | None = Field(default=None, gt=0)
+    """To the other GPUs of the machine; null: over the host."""
 
     @property
     def has_bf16(self) -> bool:
         """Tensor cores for bf16 came with compute capability 8.0."""
         return self.compute_capability >= 8.0
+
+    def peak_flops(self, precision: str) -> float | None:
+        """FLOP/s in a precision of the plan."""
+        return getattr(self.peaks, precision if precision in ("tf32", "fp32") else "half")
 
 
 class Profile(BaseModel):
@@ -43,36 +62,34 @@ class Profile(BaseModel):
 
     name: str
     summary: str
-    accelerate_config: str
-    ds_config: str | None = None
     gpu: Gpu | None = None
     devices: int = Field(default=1, ge=1)
-    gradient_checkpointing: bool = False
+    sharding: str | None = None
+    """A file of ds_configs by name; null: none, or what the ladder takes."""
     micro_batch: int | None = None
-    micro_batch_tokens: int | None = None
+    """Rows at a time, for a CPU; a GPU's follows from its memory."""
+    network_bandwidth: float = Field(default=12.5e9, gt=0)
+    """Between machines, bytes/s; 12.5e9 (100 Gbit/s) is assumed where a profile says nothing."""
 
-    @property
-    def accelerate_path(self) -> Path:
-        """The topology file that `accelerate launch` reads."""
-        return ACCELERATE_CONFIGS / f"{self.accelerate_config}.yaml"
-
-    def on(self, num_processes: int) -> "Profile":
-        """The same hardware with another number of processes: one needs no process group, several do."""
-        swap = {
-            ("cpu", True): "cpu-ddp",
-            ("cpu-ddp", False): "cpu",
-            ("gpu", True): "ddp",
-            ("ddp", False): "gpu",
-        }
-        config = swap.get((self.accelerate_config, num_processes > 1), self.accelerate_config)
-        return self.model_copy(update={"accelerate_config": config})
+    def topology(self, sharding: str, num_processes: int) -> Path:
+        """The file of accelerate_configs for so many processes: one needs no process group, several do."""
+        if sharding != NONE:
+            own = ACCELERATE_CONFIGS / f"{sharding}.yaml"
+            return own if own.is_file() else ACCELERATE_CONFIGS / "zero2.yaml"
+        on_cpu = self.gpu is None
+        names = ("cpu-ddp" if on_cpu else "ddp") if num_processes > 1 else ("cpu" if on_cpu else "gpu")
+        return ACCELERATE_CONFIGS / f"{names}.yaml"
 
 
 @cache
 def load_profiles() -> dict[str, Profile]:
     """The shipped profiles by name."""
     raw = load_yaml((Path(__file__).parent / "profiles.yaml").read_text(encoding="utf-8"))
-    return {name: Profile(name=name, **values) for name, values in raw.items()}
+    gpus = {name: Gpu(**values) for name, values in raw["gpus"].items()}
+    return {
+        name: Profile(**{**values, "name": name, "gpu": gpus[values["gpu"]] if "gpu" in values else None})
+        for name, values in raw["profiles"].items()
+    }
 
 
 def find_profile(
@@ -97,11 +114,8 @@ def find_profile(
                 f"{gpu_memory_gb:g} and {compute_capability:g}"
             )
         gpu = Gpu(memory_gb=gpu_memory_gb, compute_capability=compute_capability)
-        tokens = max(512, int(gpu_memory_gb / 11 * 4096))
         summary = f"a GPU of {gpu_memory_gb:g} GB, compute capability {compute_capability}"
-        return Profile(
-            name="gpu", summary=summary, accelerate_config="gpu", gpu=gpu, micro_batch_tokens=tokens
-        )
+        return Profile(name="gpu", summary=summary, gpu=gpu)
     profiles = load_profiles()
     if name not in profiles:
         near = difflib.get_close_matches(name, profiles, n=1, cutoff=0.5)
@@ -122,16 +136,6 @@ def detect_profile() -> Profile:
     memory_mib, capability = map(float, answer.stdout.splitlines()[0].split(","))
     for profile in load_profiles().values():
         near = profile.gpu and abs(profile.gpu.memory_gb * 1024 - memory_mib) < 2048
-        if profile.gpu and near and profile.gpu.compute_capability == capability and not profile.ds_config:
+        if profile.gpu and near and profile.gpu.compute_capability == capability and not profile.sharding:
             return profile
     return find_profile("gpu", memory_mib / 1024, capability)
-
-
-def read_zero(ds_config: str | None) -> tuple[int | None, str | None]:
-    """The ZeRO stage and what it offloads (`optimizer`, `parameters`), from the one file that says so."""
-    if ds_config is None:
-        return None, None
-    zero = json.loads((DS_CONFIGS / f"{ds_config}.json").read_text(encoding="utf-8"))["zero_optimization"]
-    if "offload_param" in zero:
-        return zero["stage"], "parameters"
-    return zero["stage"], "optimizer" if "offload_optimizer" in zero else None

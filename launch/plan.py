@@ -3,7 +3,6 @@
 Nothing runs and nothing heavy is imported: a plan answers in about a second, on any machine.
 """
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,11 +10,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from launch.costing.accounting import estimate_seconds, plan_flops
-from launch.hardware import Profile, read_zero
+from launch.hardware import Profile
 from launch.recipe import Recipe
-from launch.schedule import Cadence, RateSchedule, resolve_warmup
+from launch.schedule import Cadence, RateSchedule
+from launch.sharding import NONE, Sharding, ShardingError, read_sharding
+from launch.steps import Corpus, count_steps
 
 SMALL_CORPUS_ROWS = 1_000_000
+ASSUMED_TOKENS, ASSUMED_GB = 4096, 11
+"""Tokens at a time that a card of so many GiB takes, where its memory is not looked at."""
 MIN_CHARACTER_CUTS = 2
 ATTENTION_KERNELS = ("eager", "fast", "flash")
 
@@ -30,23 +33,12 @@ class Options:
     checkpointing: Literal["on", "off"] | None = None
     attention: str | None = None
     prefer: Literal["plain", "offload"] | None = None
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """How much there is to train on, and how that is known.
-
-    Attributes:
-        num_rows: training rows; None: unknown.
-        num_tokens: pieces or characters in them; None: unknown.
-        origin: `prepared` (counted), `declared` (by the recipe), `estimated` (from file sizes) or `unknown`.
-        problem: what is missing, in words.
-    """
-
-    num_rows: int | None
-    num_tokens: int | None
-    origin: Literal["prepared", "declared", "estimated", "unknown"]
-    problem: str | None = None
+    sharding: str | None = None
+    """A file of ds_configs by its name, a file of one's own, or `none`."""
+    loss_chunk: int | Literal["off"] | None = None
+    """Targets whose logits exist at a time."""
+    rendezvous: Literal["static", "c10d"] = "static"
+    """How several machines find each other."""
 
 
 class Plan(BaseModel):
@@ -73,9 +65,16 @@ class Plan(BaseModel):
     corpus_origin: str
     precision: str
     gradient_checkpointing: bool
+    loss_chunk: int | None
+    """Targets whose logits exist at a time; None: all of a micro-batch."""
+    sharding: str
+    """The file of ds_configs, or `none`."""
     offload: str | None
     zero_stage: int | None
     attention: str
+    rendezvous: str = "static"
+    num_first_phase_steps: int = 0
+    """The first steps, in which only the rows of new pieces are trained."""
     memory: dict[str, Any] | None = None
     peak_flops: float | None = None
     """Of one device, FLOP/s; None: not known, or not in this precision."""
@@ -109,12 +108,7 @@ def make_plan(recipe: Recipe, profile: Profile, options: Options, corpus: Corpus
     warnings: list[str] = [corpus.problem] if corpus.problem else []
     devices = options.devices or profile.devices
     world_size = devices * options.nodes
-    profile = profile.on(world_size)
-    zero_stage, offload = read_zero(profile.ds_config)
-    if options.prefer == "offload" and offload is None:
-        errors.append(
-            f"--prefer offload: the profile {profile.name} does not offload; take rtx2080ti-11gb-offload"
-        )
+    sharding = _find_sharding(profile, options, errors)
     micro_batch, accumulation = _split_batch(recipe, profile, options, world_size, errors)
     if profile.gpu and options.micro_batch is None:
         warnings.append(
@@ -122,11 +116,10 @@ def make_plan(recipe: Recipe, profile: Profile, options: Options, corpus: Corpus
         )
     if recipe.model.family == "canine":
         _note_characters(recipe, corpus, warnings)
-    numbers = _schedule(recipe, corpus, errors)
+    numbers = count_steps(recipe, corpus, errors)
     precision = _precision(recipe, profile, errors)
-    peak_flops = profile.gpu.peak_flops if profile.gpu and precision != "fp32" else None
+    peak_flops = profile.gpu.peak_flops(precision) if profile.gpu else None
     numbers |= _cost(recipe, corpus, numbers["num_steps"], (peak_flops, world_size), warnings)
-    checkpointing = options.checkpointing == "on" if options.checkpointing else profile.gradient_checkpointing
     return Plan(
         recipe=recipe.name,
         profile=profile.name,
@@ -141,14 +134,28 @@ def make_plan(recipe: Recipe, profile: Profile, options: Options, corpus: Corpus
         corpus_origin=corpus.origin,
         precision=precision,
         peak_flops=peak_flops,
-        gradient_checkpointing=checkpointing,
-        offload=offload,
-        zero_stage=zero_stage,
+        gradient_checkpointing=options.checkpointing == "on",
+        loss_chunk=options.loss_chunk if isinstance(options.loss_chunk, int) else None,
+        sharding=sharding.name,
+        offload=sharding.offload,
+        zero_stage=sharding.zero_stage,
+        rendezvous=options.rendezvous,
         attention=_attention(recipe, profile, options, errors),
         errors=errors,
         warnings=warnings,
         **numbers,
     )
+
+
+def _find_sharding(profile: Profile, options: Options, errors: list[str]) -> Sharding:
+    name = options.sharding or ("zero2-offload" if options.prefer == "offload" else profile.sharding) or NONE
+    try:
+        sharding = read_sharding(name)
+    except ShardingError as error:
+        errors.append(f"--sharding: {error}")
+        return read_sharding(NONE)
+    errors += sharding.find_errors()
+    return sharding
 
 
 def _note_characters(recipe: Recipe, corpus: Corpus, warnings: list[str]) -> None:
@@ -198,58 +205,15 @@ def _split_batch(
 
 def _largest_batch(recipe: Recipe, profile: Profile) -> int:
     """Rows that a device takes at once. Evaluation uses it as it is, so that ranks do not change its sums."""
-    return profile.micro_batch or max(1, (profile.micro_batch_tokens or 4096) // recipe.data.row_length)
+    memory_gb = profile.gpu.memory_gb if profile.gpu else ASSUMED_GB
+    return profile.micro_batch or max(
+        1, round(memory_gb / ASSUMED_GB * ASSUMED_TOKENS) // recipe.data.row_length
+    )
 
 
 def _near_multiples(number: int, factor: int) -> str:
     below, above = number // factor * factor, (number // factor + 1) * factor
     return f"{below:,} or {above:,}" if below else f"{above:,}"
-
-
-def _schedule(recipe: Recipe, corpus: Corpus, errors: list[str]) -> dict[str, Any]:
-    """Steps, epochs, tokens, warmup, evaluations and saves; None where they cannot be known."""
-    training = recipe.training
-    names = ("num_steps", "num_epochs", "num_warmup_steps", "num_evaluations", "num_saves", "num_tokens")
-    numbers: dict[str, Any] = dict.fromkeys(names)
-    limits = [training.max_steps] if training.max_steps else []
-    if training.epochs is not None and corpus.num_rows:
-        limits.append(max(1, math.ceil(training.epochs * corpus.num_rows / training.global_batch - 1e-9)))
-    if not limits:
-        prepare = "" if recipe.data.streaming else "Prepare the data (maskwright data prepare), or "
-        remedy = f"{prepare}declare data.expected_rows or data.expected_tokens, or set training.max_steps"
-        errors.append(
-            "the number of steps is unknown: training.epochs wants the size of the corpus. "
-            f"{remedy[0].upper()}{remedy[1:]}"
-        )
-        return numbers
-    num_steps = numbers["num_steps"] = min(limits)
-    numbers["num_warmup_steps"] = resolve_warmup(training.warmup_steps, num_steps)
-    if corpus.num_rows:
-        num_rows_seen = num_steps * training.global_batch
-        numbers["num_epochs"] = num_rows_seen / corpus.num_rows
-        if corpus.num_tokens:
-            numbers["num_tokens"] = round(num_rows_seen * corpus.num_tokens / corpus.num_rows)
-    _check_warmup(recipe, num_steps, numbers["num_warmup_steps"], errors)
-    for section, what in (("evaluation", "evaluation"), ("checkpoint", "save")):
-        every = getattr(recipe, section).every
-        if every == "epoch" and not corpus.num_rows:
-            errors.append(
-                f"{section}.every: epoch wants the size of the corpus; set a number of steps instead"
-            )
-            continue
-        cadence = Cadence(every, training.global_batch, corpus.num_rows)
-        numbers[f"num_{what}s"] = cadence.count(num_steps)
-        if cadence.count(num_steps - 1) == 0:
-            errors.append(
-                f"{section}.every {every}: no {what} before the end, at step {num_steps:,}; set "
-                f"{section}.every to {max(1, num_steps // 5):,} or less (five in the run)"
-            )
-    has_rows = recipe.data.evaluation_share > 0 or any(s.split == "evaluation" for s in recipe.data.sources)
-    if not has_rows:
-        errors.append(
-            "nothing to evaluate on: data.evaluation_share is 0 and no source has split: evaluation"
-        )
-    return numbers
 
 
 def _cost(
@@ -268,18 +232,6 @@ def _cost(
         seconds, origin = estimate_seconds(flops * num_steps, peak_flops, world_size, is_bound=is_bound)
         warnings.append(origin)
     return {"flops_per_step": flops, "seconds": seconds}
-
-
-def _check_warmup(recipe: Recipe, num_steps: int, num_warmup_steps: int, errors: list[str]) -> None:
-    if num_warmup_steps < num_steps or num_warmup_steps == 0:
-        return
-    training = recipe.training
-    reached = training.learning_rate * num_steps / num_warmup_steps
-    errors.append(
-        f"training.warmup_steps {num_warmup_steps:,} is longer than the run of {num_steps:,} steps: the rate "
-        f"would end at {reached:.2g} and never reach {training.learning_rate:.2g}; set warmup_steps to 0.06 "
-        f"({resolve_warmup(0.06, num_steps):,} steps)"
-    )
 
 
 def _precision(recipe: Recipe, profile: Profile, errors: list[str]) -> str:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.command import build_command, build_environment
+from launch.command import build_command, build_environment, shown
 from launch.corpus import measure_corpus
 from launch.hardware import Profile, detect_profile, find_profile
 from launch.plan import Options, Plan, make_plan
 from launch.recipe import Recipe
 from launch.recipe_file import read_recipe
+from launch.rendering import render_configs
 from launch.verdict import REQUEST, RunError
 
 OVERRIDE_HELP = "dotted.key=value, put on the recipe; the value is YAML"
@@ -53,6 +54,9 @@ class Request:
             checkpointing=arguments.checkpointing,
             attention=arguments.attention,
             prefer=arguments.prefer,
+            sharding=arguments.sharding,
+            loss_chunk=arguments.loss_chunk,
+            rendezvous=arguments.rendezvous,
         )
         output = Path(arguments.output or Path("runs") / recipe.name)
         resume = arguments.resume
@@ -65,14 +69,16 @@ class Request:
         """Make the plan, with its command and environment."""
         plan = make_plan(self.recipe, self.profile, self.options, measure_corpus(self.recipe))
         extra = [*(() if self.resume == "auto" else ("--resume", self.resume)), *self.overrides]
-        command = build_command(
-            plan, self.profile, self.reference, self.options, output=self.output, extra=extra
-        )
+        command = build_command(plan, self.profile, self.reference, output=self.output, extra=extra)
         num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         wanted = build_environment(plan, self.profile, num_cores)
         environment = {name: os.environ.get(name, value) for name, value in wanted.items()}
         found: dict[str, Any] = {"output": str(self.output), "command": command, "environment": environment}
         return plan.model_copy(update=found)
+
+    def render(self, plan: Plan) -> dict[str, str]:
+        """The configuration files that the plan's command names."""
+        return render_configs(plan, self.profile, self.recipe.training, shown(self.output))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +94,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--attention", metavar="KERNEL", help="auto, eager (the reference), fast or flash")
     where.add_argument(
         "--prefer", choices=["plain", "offload"], help="what to try first when memory is short"
+    )
+    where.add_argument(
+        "--sharding", metavar="NAME", help="none, a file of ds_configs (zero2, zero2-offload, ...), or a path"
+    )
+    where.add_argument(
+        "--loss-chunk", type=_chunk, metavar="N|off", help="targets whose logits exist at a time"
+    )
+    where.add_argument(
+        "--rendezvous", choices=["static", "c10d"], default="static", help="how machines find each other"
     )
     where.add_argument("--gpu-memory-gb", type=float, metavar="GB", help="an own GPU, instead of a profile")
     where.add_argument(
@@ -108,6 +123,10 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
     return arguments
+
+
+def _chunk(text: str) -> int | str:
+    return text if text == "off" else positive(text)
 
 
 def positive(text: str) -> int:

@@ -13,6 +13,7 @@ from typing import IO
 
 from launch.manifest import find_checkpoints
 from launch.plan import Plan
+from launch.rendering import write_configs
 from launch.verdict import (
     DEFECT,
     DONE,
@@ -28,8 +29,8 @@ from launch.verdict import (
 )
 
 
-def execute(plan: Plan, output: Path) -> Verdict:
-    """Start the plan's command, wait for it and read its trainer's verdict.
+def execute(plan: Plan, configs: dict[str, str], output: Path) -> Verdict:
+    """Write the plan's configuration files, start its command, wait for it and read its trainer's verdict.
 
     SIGTERM and SIGINT are handed to the whole process group: `accelerate launch` with one process would
     die alone and leave the training running.
@@ -43,6 +44,7 @@ def execute(plan: Plan, output: Path) -> Verdict:
     command = [environment[word[1:]] if word.startswith("$") else word for word in plan.command]
     try:
         clear_verdict(make_folder(output))
+        write_configs(configs, output)
     except RunError as error:
         return error.verdict
     process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE)

@@ -130,7 +130,7 @@ def run(request: Request, world: World) -> Verdict:
     plan = request.plan()
     if plan.errors:
         raise RunError(REQUEST, "\n  - ".join(["the plan cannot work:", *plan.errors]))
-    world.check(plan, request.profile)
+    world.check(plan)
     check_gpu(plan, request.profile)
 
     from transformers.utils.logging import disable_progress_bar
@@ -204,8 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = None
     try:
         world = World.find()
-        if arguments.devices is None and world.launched:
-            arguments.devices, arguments.nodes = world.local_size, max(1, world.size // world.local_size)
+        world.fill(arguments)
         request = Request.of(arguments, default_profile=world.default_profile(has_cuda_driver()))
         folder = make_folder(request.output)
         if UNDER_RUN not in os.environ and world.rank == 0:

@@ -1,11 +1,13 @@
 """The world a trainer finds itself in: what the launcher started, read before torch is imported."""
 
+import argparse
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.hardware import Profile, load_profiles
+from launch.hardware import Profile
 from launch.plan import Plan
+from launch.sharding import DS_CONFIGS, list_shardings, read_sharding
 from launch.verdict import MACHINE, REQUEST, RunError
 
 
@@ -16,7 +18,7 @@ class World:
     Attributes:
         size, rank: over all machines.
         local_size, local_rank: on this machine.
-        ds_config: name of the DeepSpeed file that `accelerate launch` was given, if any.
+        sharding: the DeepSpeed file that `accelerate launch` was given (a shipped one by its name), if any.
         launched: whether a launcher set any of it.
     """
 
@@ -24,22 +26,22 @@ class World:
     rank: int
     local_size: int
     local_rank: int
-    ds_config: str | None
+    sharding: str | None
     launched: bool
 
     @classmethod
     def find(cls) -> "World":
         """Read the variables of torchrun and Accelerate."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
-        ds_config = None
+        sharding = None
         if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-            ds_config = Path(os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")).stem or "unnamed"
+            sharding = _name_sharding(os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", ""))
         return cls(
             size=size,
             rank=int(os.environ.get("RANK", "0")),
             local_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(size))),
             local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-            ds_config=ds_config,
+            sharding=sharding,
             launched="WORLD_SIZE" in os.environ,
         )
 
@@ -47,16 +49,16 @@ class World:
         """The profile of a trainer that was given none; None: the machine's own, by its GPU."""
         if has_gpu:
             return None
-        if self.ds_config is None:
-            return "cpu" if self.size == 1 else "cpu-2proc"
-        for profile in load_profiles().values():
-            if profile.ds_config == self.ds_config and profile.gpu is None:
-                return profile.name
-        raise RunError(
-            REQUEST, f"no CPU profile uses ds_configs/{self.ds_config}.json; name one with --profile"
-        )
+        return "cpu" if self.size == 1 else "cpu-2proc"
 
-    def check(self, plan: Plan, profile: Profile) -> None:
+    def fill(self, arguments: argparse.Namespace) -> None:
+        """Put what the launcher says where the command line says nothing."""
+        if arguments.devices is None and self.launched:
+            arguments.devices, arguments.nodes = self.local_size, max(1, self.size // self.local_size)
+        if arguments.sharding is None:
+            arguments.sharding = self.sharding
+
+    def check(self, plan: Plan) -> None:
         """Stop when the launcher did not start what the plan says.
 
         Raises:
@@ -69,12 +71,30 @@ class World:
                 f"{plan.world_size} processes, the launcher started {self.size}; start it with "
                 f"`maskwright run`, or give --devices what the launcher is given",
             )
-        if self.ds_config is not None and self.ds_config != profile.ds_config:
+        found = read_sharding(self.sharding) if self.sharding is not None else None
+        if found is not None and (found.zero_stage, found.offload) != (plan.zero_stage, plan.offload):
             raise RunError(
                 REQUEST,
-                f"the launcher was given ds_configs/{self.ds_config}.json, the profile {profile.name} "
-                f"{'uses ' + str(profile.ds_config) if profile.ds_config else 'uses no DeepSpeed'}",
+                f"the launcher was given {self.sharding} (ZeRO-{found.zero_stage}, offload {found.offload}), "
+                f"the plan wants {plan.sharding} (ZeRO-{plan.zero_stage}, offload {plan.offload}); give "
+                "--sharding what the launcher is given",
             )
+
+
+def _name_sharding(path: str) -> str:
+    """A shipped file by its name, any other by its path.
+
+    Raises:
+        RunError: it was given none.
+    """
+    if not path:
+        raise RunError(
+            REQUEST,
+            "the launcher's own DeepSpeed settings have a second home for what ds_configs says; give it a "
+            "deepspeed_config_file (accelerate_configs/zero2.yaml, for instance)",
+        )
+    name = Path(path).stem
+    return name if Path(path).parent.name == DS_CONFIGS.name and name in list_shardings() else path
 
 
 def has_cuda_driver() -> bool:

@@ -7,7 +7,8 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DeepSpeedPlugin
 
-from launch.hardware import ACCELERATE_CONFIGS, DS_CONFIGS, load_profiles
+from launch.hardware import ACCELERATE_CONFIGS, load_profiles
+from launch.sharding import DS_CONFIGS, list_shardings, read_sharding
 from launch.strict_yaml import load_yaml
 
 TOPOLOGY = set(
@@ -43,13 +44,19 @@ def test_deepspeed_files_hold_zero_only_and_load(path):
     assert plugin.zero_stage == raw["zero_optimization"]["stage"]
 
 
-def test_every_profile_names_files_that_exist():
+@pytest.mark.parametrize("sharding", list_shardings())
+def test_every_sharding_has_a_topology_that_names_its_file(sharding):
     for profile in load_profiles().values():
-        assert profile.accelerate_path.exists()
-        assert profile.on(8).accelerate_path.exists()
-        if profile.ds_config:
-            assert (DS_CONFIGS / f"{profile.ds_config}.json").exists()
-            named = load_yaml(profile.accelerate_path.read_text())["deepspeed_config"][
-                "deepspeed_config_file"
-            ]
-            assert Path(named).stem == profile.ds_config
+        for num_processes in (1, 8):
+            path = profile.topology(sharding, num_processes)
+            assert path.exists()
+            if sharding != "none":
+                assert path.stem == sharding
+                named = load_yaml(path.read_text())["deepspeed_config"]["deepspeed_config_file"]
+                assert Path(named).stem == sharding
+    assert not read_sharding(sharding).find_errors()
+
+
+def test_every_profile_names_a_sharding_that_exists():
+    for profile in load_profiles().values():
+        assert (profile.sharding or "none") in list_shardings()

@@ -3,14 +3,17 @@
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from launch.hardware import load_profiles
-from launch.plan import Corpus, Options, make_plan
+from launch.plan import Options, make_plan
 from launch.recipe_file import read_recipe
+from launch.sharding import fill_config, read_sharding
+from launch.steps import Corpus
 from launch.verdict import RunError
 from launch.world import World
 from tests.commands import ENVIRONMENT, ROOT
@@ -79,17 +82,21 @@ def test_an_accelerator_that_came_up_as_something_else_is_refused(
         num_processes=num_processes, distributed_type=DistributedType[distributed]
     )
     if is_right:
-        _check(accelerator, plan_on(profile), PROFILES[profile])
+        _check(accelerator, plan_on(profile))
     else:
         with pytest.raises(RunError, match="planned"):
-            _check(accelerator, plan_on(profile), PROFILES[profile])
+            _check(accelerator, plan_on(profile))
 
 
 def test_the_deepspeed_file_is_filled_from_the_plan():
-    from launch.engine import _fill_ds_config
-
-    training = read_recipe("canine-tiny-domains-char", ["training.max_grad_norm=null"]).training
-    config = _fill_ds_config(plan_on("cpu-2proc-zero2"), "zero2", training)
+    plan = plan_on("cpu-2proc-zero2")
+    config = fill_config(
+        read_sharding("zero2"),
+        micro_batch=plan.micro_batch,
+        accumulation=plan.accumulation,
+        max_grad_norm=None,
+        precision=plan.precision,
+    )
     assert config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"] * 2 == 256
     assert config["gradient_clipping"] == 0.0
     assert "auto" not in json.dumps(config)
@@ -118,11 +125,23 @@ def test_the_world_is_read_from_the_launchers_variables(monkeypatch):
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ds_configs/zero2.json")
     world = World.find()
     assert world == World(8, 5, 4, 1, "zero2", launched=True)
-    assert world.default_profile(has_gpu=False) == "cpu-2proc-zero2"
+    assert world.default_profile(has_gpu=False) == "cpu-2proc"
     assert world.default_profile(has_gpu=True) is None
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "own.json")
-    with pytest.raises(RunError, match="no CPU profile uses"):
-        World.find().default_profile(has_gpu=False)
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "own/zero2.json")
+    assert World.find().sharding == "own/zero2.json"
+    monkeypatch.delenv("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    with pytest.raises(RunError, match="second home"):
+        World.find()
+
+
+def test_what_the_launcher_says_fills_what_the_command_line_does_not():
+    world = World(8, 5, 4, 1, "zero2", launched=True)
+    arguments = Namespace(devices=None, nodes=1, sharding=None)
+    world.fill(arguments)
+    assert (arguments.devices, arguments.nodes, arguments.sharding) == (4, 2, "zero2")
+    arguments = Namespace(devices=8, nodes=1, sharding="none")
+    world.fill(arguments)
+    assert (arguments.devices, arguments.nodes, arguments.sharding) == (8, 1, "none")
 
 
 def test_a_gpu_profile_without_a_gpu_is_exit_3():

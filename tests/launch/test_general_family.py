@@ -8,10 +8,11 @@ import torch
 from transformers import AutoModelForMaskedLM
 
 from launch.hardware import load_profiles
-from launch.plan import Corpus, Options, make_plan
+from launch.plan import Options, make_plan
 from launch.recipe_check import RecipeError
 from launch.recipe_file import read_recipe
 from launch.row_check import check_rows
+from launch.steps import Corpus
 from modeling import hf
 from tests.commands import QUICK, run_recipe, start
 

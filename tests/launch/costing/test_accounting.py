@@ -9,8 +9,9 @@ from launch.costing.accounting import ASSUMED_MFU, ASSUMED_RANGE, StepCounter, e
 from launch.costing.flops import count_flops
 from launch.costing.sizes import find_sizes
 from launch.hardware import load_profiles
-from launch.plan import Corpus, Options, make_plan
+from launch.plan import Options, make_plan
 from launch.recipe_file import read_recipe
+from launch.steps import Corpus
 from launch.track import Stopwatch
 from modeling import hf
 from modeling.canine import row_slots
