@@ -8,15 +8,16 @@ PROFILE ?=
 ARGS ?=
 DEVICES ?= 1
 SMALL := canine-tiny-domains-char deberta-tiny-encyclopedia-wwm
+HARDWARE := paleobert-11gb paleobert-11gb-offload canine-a100 canine-a100-80gb h100 cpu
 RECIPES := $(basename $(notdir $(wildcard recipes/*.yaml)))
 PROFILE_FLAG = $(if $(PROFILE),--profile $(PROFILE),)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench golden train scale paleobert-11gb canine-a100 clean $(RECIPES:%=plan-%)
+.PHONY: help setup demo test test-slow check format bench golden train scale clean $(HARDWARE) $(RECIPES:%=plan-%)
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-zA-Z0-9_%-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  plan-RECIPE        plan one of: $(RECIPES)"
+	@awk -F ':.*## ' '/^[a-zA-Z0-9_%-]+:.*## / {printf "  %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  plan-RECIPE              plan one of: $(RECIPES)"
 
 setup: $(VENV)/.ready  ## make .venv with an editable install, and fetch the small recipes' data
 	@for recipe in $(SMALL); do $(BIN)/maskwright data prepare $$recipe > /dev/null || exit 1; done
@@ -66,11 +67,24 @@ train: setup  ## train RECIPE= on PROFILE= with ARGS=
 scale: setup  ## train RECIPE= on DEVICES= GPUs of this machine
 	$(BIN)/maskwright run $(RECIPE) $(PROFILE_FLAG) --devices $(DEVICES) $(ARGS)
 
+# `run` prints its plan first and starts nothing that cannot work.
 paleobert-11gb: setup  ## DeBERTa-v3-base on Cambrian literature, one card of 11 GB
 	$(BIN)/maskwright run deberta-v3-base-paleo-wwm --profile rtx2080ti-11gb $(ARGS)
 
-canine-a100: setup  ## CANINE-C on registered domain names, one A100
+paleobert-11gb-offload: setup  ## the same with the optimizer in CPU memory (ZeRO-2)
+	$(BIN)/maskwright run deberta-v3-base-paleo-wwm --profile rtx2080ti-11gb-offload $(ARGS)
+
+canine-a100: setup  ## CANINE-C on registered domain names, one A100 of 40 GB
 	$(BIN)/maskwright run canine-c-domains-char --profile a100-40gb $(ARGS)
+
+canine-a100-80gb: setup  ## the same, 80 GB
+	$(BIN)/maskwright run canine-c-domains-char --profile a100-80gb $(ARGS)
+
+h100: setup  ## train RECIPE= on one H100
+	$(BIN)/maskwright run $(RECIPE) --profile h100-80gb $(ARGS)
+
+cpu: setup  ## train RECIPE= on the CPU
+	$(BIN)/maskwright run $(RECIPE) --profile cpu $(ARGS)
 
 clean:  ## remove runs, caches and the virtual environment
 	rm -rf runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis $(VENV)

@@ -7,15 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch.cli_data import add_data, add_vocab
+from launch.cli_run import add_run
 from launch.hardware import ProfileError, load_profiles
 from launch.recipe_check import RecipeError
 from launch.recipe_file import json_schema, read_recipe, shipped_recipes
-from launch.request import OVERRIDE_HELP, Request, add_arguments, parse, positive
+from launch.request import OVERRIDE_HELP, parse, positive
 from launch.verdict import REQUEST, RunError
-
-EXIT_CODES = """exit codes:
-  0 done   1 a defect of ours   2 the request is wrong   3 the machine lacks something
-  4 nothing usable to resume from   5 diverged   143 stopped by a signal"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,19 +52,7 @@ def _build_parser() -> argparse.ArgumentParser:
         verb.set_defaults(verb=function)
         return verb
 
-    plan = add(
-        "plan", _plan, "resolve and check a job before anything runs",
-        "plan deberta-v3-base-paleo-wwm --profile a100-40gb data.expected_tokens=50_000_000",
-    )  # fmt: skip
-    add_arguments(plan)
-    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
-    plan.add_argument("--no-memory", action="store_true", help="leave the memory prediction out")
-    run = add(
-        "run", _run, "plan a job, then train it through accelerate launch",
-        "run canine-tiny-domains-char --profile cpu-2proc training.max_steps=500", after=EXIT_CODES,
-    )  # fmt: skip
-    add_arguments(run)
-    run.add_argument("--dry-run", action="store_true", help="print the command that would be executed")
+    add_run(add)
     recipes = add("recipes", _recipes, "the shipped recipes", "recipes")
     recipes.add_argument("--schema", action="store_true", help="print the JSON schema of a recipe file")
     add("profiles", _profiles, "the known hardware", "profiles")
@@ -107,45 +92,6 @@ def _add_model_verbs(add: Callable[..., argparse.ArgumentParser]) -> None:
         choices=["discriminator", "generator"],
         help="of replaced-token detection; default: the discriminator",
     )
-
-
-def _plan(arguments: argparse.Namespace) -> int:
-    from launch.console import print_plan
-
-    try:
-        request = Request.of(arguments)
-    except (RecipeError, ProfileError) as error:
-        if arguments.json:
-            reasons = [str(problem) for problem in getattr(error, "problems", [error])]
-            print(json.dumps({"errors": reasons}, indent=2))  # noqa: T201
-        raise
-    plan = request.plan()
-    if arguments.json:
-        print(plan.model_dump_json(indent=2))  # noqa: T201
-    else:
-        print_plan(plan, request.recipe)
-    return REQUEST if plan.errors else 0
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    from launch.command import command_text
-    from launch.console import prepare_with_progress, print_plan, print_verdict
-    from launch.run import execute
-
-    request = Request.of(arguments)
-    plan = request.plan()
-    if arguments.dry_run and not plan.errors:
-        print(command_text(plan))  # noqa: T201
-        return 0
-    if not plan.errors and plan.corpus_origin != "prepared" and not request.recipe.data.streaming:
-        prepare_with_progress(request.recipe)
-        plan = request.plan()
-    print_plan(plan, request.recipe)
-    if plan.errors:
-        return REQUEST
-    verdict = execute(plan, request.render(plan), request.output)
-    print_verdict(verdict)
-    return verdict.exit_code
 
 
 def _recipes(arguments: argparse.Namespace) -> int:

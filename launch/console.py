@@ -1,4 +1,4 @@
-"""What a person sees on the terminal: plans, tables, verdicts."""
+"""What a person sees on the terminal: tables, progress, verdicts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +15,6 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from launch.command import command_text
-from launch.plan import Plan
 from launch.recipe import Recipe
 from launch.verdict import DONE, Verdict
 
@@ -27,66 +25,6 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*map(escape, row))
     Console().print(table)
-
-
-def print_plan(plan: Plan, recipe: Recipe) -> None:
-    """The plan in words and figures; what cannot work in red at the end."""
-    console = Console(highlight=False)
-    console.print(
-        f"[bold]{escape(recipe.name)}[/] on [bold]{plan.profile}[/]  {escape(recipe.description)}\n"
-    )
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column()
-    for name, text in _plan_lines(plan, recipe):
-        table.add_row(name, escape(text))
-    console.print(table)
-    console.print("\n[dim]command[/]")
-    console.print(escape(command_text(plan)), soft_wrap=True)
-    for warning in plan.warnings:
-        console.print(f"\n[yellow]note[/]  {escape(warning)}")
-    if plan.errors:
-        count = "1 reason" if len(plan.errors) == 1 else f"{len(plan.errors)} reasons"
-        console.print(f"\n[bold red]This cannot work[/], for {count}:")
-        for error in plan.errors:
-            console.print(f"[red]  - [/]{escape(error)}")
-
-
-def _plan_lines(plan: Plan, recipe: Recipe) -> list[tuple[str, str]]:
-    ranks = f"{plan.world_size} process" + ("es" if plan.world_size > 1 else "")
-    if plan.nodes > 1:
-        ranks += f" on {plan.nodes} machines"
-    batch = f"{plan.global_batch:,} rows a step"
-    if plan.micro_batch:
-        batch += f" = {plan.micro_batch:,} a micro-batch x {plan.accumulation:,} micro-batches x {ranks}"
-    masking = recipe.objective.masking
-    return [
-        ("batch", batch),
-        ("steps", f"{_count(plan.num_steps)}, of which {_count(plan.num_warmup_steps)} warmup"),
-        ("epochs", f"{plan.num_epochs:.2f}" if plan.num_epochs is not None else "unknown"),
-        ("corpus", f"{_count(plan.num_rows)} rows ({plan.corpus_origin})"),
-        (
-            "tokens",
-            f"{_count(plan.num_tokens)} in the run, {masking.rate:.0%} of them hidden ({masking.kind})",
-        ),
-        ("evaluations", f"{_count(plan.num_evaluations)}, and one at step 0"),
-        ("saves", f"{_count(plan.num_saves)} (every {recipe.checkpoint.every})"),
-        ("precision", plan.precision),
-        ("sharding", _sharding(plan)),
-        ("memory", "not predicted" if plan.memory is None else str(plan.memory)),
-        ("run folder", plan.output),
-    ]
-
-
-def _count(number: int | None) -> str:
-    return "unknown" if number is None else f"{number:,}"
-
-
-def _sharding(plan: Plan) -> str:
-    parts = [f"ZeRO-{plan.zero_stage}" if plan.zero_stage is not None else "none"]
-    parts += [f"{plan.offload} in CPU memory"] if plan.offload else []
-    parts += ["gradient checkpointing"] if plan.gradient_checkpointing else []
-    return ", ".join(parts)
 
 
 def print_verdict(verdict: Verdict) -> None:

@@ -1,44 +1,28 @@
 """The plan: recipe + profile + corpus -> every derived number, the command, and what cannot work.
 
-Nothing runs and nothing heavy is imported: a plan answers in about a second, on any machine.
+Nothing heavy is imported: a plan answers in about a second, on any machine, but for the memory of a model
+that has not been traced before.
 """
 
 import re
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from launch.costing.accounting import estimate_seconds, plan_flops
+from launch.batch import assume_batch
+from launch.costing.ladder import USABLE_SHARE
+from launch.costing.sizes import find_origin
+from launch.costing.work import Work
+from launch.forecast import Calibration, Length, forecast
 from launch.hardware import Profile
+from launch.options import Options
+from launch.placement import GIB, Demand, Placement, place, way_of
 from launch.recipe import Recipe
 from launch.schedule import Cadence, RateSchedule
-from launch.sharding import NONE, Sharding, ShardingError, read_sharding
 from launch.steps import Corpus, count_steps
 
 SMALL_CORPUS_ROWS = 1_000_000
-ASSUMED_TOKENS, ASSUMED_GB = 4096, 11
-"""Tokens at a time that a card of so many GiB takes, where its memory is not looked at."""
-MIN_CHARACTER_CUTS = 2
 ATTENTION_KERNELS = ("eager", "fast", "flash")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line says about hardware and placement; None: the plan decides."""
-
-    devices: int | None = None
-    nodes: int = 1
-    micro_batch: int | None = None
-    checkpointing: Literal["on", "off"] | None = None
-    attention: str | None = None
-    prefer: Literal["plain", "offload"] | None = None
-    sharding: str | None = None
-    """A file of ds_configs by its name, a file of one's own, or `none`."""
-    loss_chunk: int | Literal["off"] | None = None
-    """Targets whose logits exist at a time."""
-    rendezvous: Literal["static", "c10d"] = "static"
-    """How several machines find each other."""
 
 
 class Plan(BaseModel):
@@ -76,13 +60,23 @@ class Plan(BaseModel):
     num_first_phase_steps: int = 0
     """The first steps, in which only the rows of new pieces are trained."""
     memory: dict[str, Any] | None = None
+    """`gpu_bytes`, `cpu_bytes`, their `terms`, `limit_bytes`, `dominant`, `origin`; None: not predicted."""
     peak_flops: float | None = None
     """Of one device, FLOP/s; None: not known, or not in this precision."""
+    num_parameters: int | None = None
+    """Derived from the model's sizes: matrices and embeddings, within 1 % of all."""
+    sizes_origin: str = "unknown"
+    """Where the sizes come from: the recipe, the model's folder, or a shipped table of public shapes."""
     flops_per_step: float | None = None
     """Model FLOPs, forward and backward, of all devices."""
     seconds: float | None = None
-    """At an assumed share of the peak; `warnings` say which."""
+    """Of the run; `time` says where it comes from."""
+    time: dict[str, Any] = {}
+    """Seconds of a step and what they go to, of the evaluations and of the saves; `origin` and `mfu`."""
+    scaling: dict[str, Any] = {}
+    """Of several devices: rows and bytes of each in a step, expected efficiency."""
     ladder: list[dict[str, Any]] = []
+    ladder_reason: str = ""
     output: str = ""
     command: list[str] = []
     environment: dict[str, str] = {}
@@ -102,24 +96,51 @@ class Plan(BaseModel):
         return Cadence(every, self.global_batch, self.num_rows)
 
 
-def make_plan(recipe: Recipe, profile: Profile, options: Options, corpus: Corpus) -> Plan:
-    """Resolve a recipe on a profile. Contradictions go into `errors`, all of them."""
+def make_plan(
+    recipe: Recipe,
+    profile: Profile,
+    options: Options,
+    corpus: Corpus,
+    *,
+    memory: Literal["traced", "cached", "none"] = "none",
+    calibration: Calibration | None = None,
+) -> Plan:
+    """Resolve a recipe on a profile. Contradictions go into `errors`, all of them.
+
+    Args:
+        recipe: what to train.
+        profile: on what.
+        options: of the command line.
+        corpus: how much there is to train on.
+        memory: `traced` predicts it, in a child process of some 15 s where it is not in the cache; `cached`
+            takes it from there or leaves it out.
+        calibration: of this very setting, if there is one.
+    """
     errors: list[str] = []
     warnings: list[str] = [corpus.problem] if corpus.problem else []
     devices = options.devices or profile.devices
     world_size = devices * options.nodes
-    sharding = _find_sharding(profile, options, errors)
-    micro_batch, accumulation = _split_batch(recipe, profile, options, world_size, errors)
-    if profile.gpu and options.micro_batch is None:
-        warnings.append(
-            "the micro-batch is assumed from the card's memory, not measured; --micro-batch sets it"
-        )
+    precision = _precision(recipe, profile, errors)
+    attention = _attention(recipe, profile, options, errors)
+    work = Work.of(recipe, corpus.tokens_per_row)
+    placement = place(
+        Demand(recipe, profile, options, work, precision, attention, world_size, "none" if errors else memory)
+    )
+    errors += placement.errors
+    warnings += placement.warnings
     if recipe.model.family == "canine":
         _note_characters(recipe, corpus, warnings)
     numbers = count_steps(recipe, corpus, errors)
-    precision = _precision(recipe, profile, errors)
-    peak_flops = profile.gpu.peak_flops(precision) if profile.gpu else None
-    numbers |= _cost(recipe, corpus, numbers["num_steps"], (peak_flops, world_size), warnings)
+    if work is not None:
+        length = Length(
+            numbers["num_steps"], numbers["num_evaluations"], numbers["num_saves"], corpus.num_rows
+        )
+        way = way_of(placement.layout, precision, world_size, options.nodes, placement.accumulation or 1)
+        found = forecast(recipe, profile, work, way, length, calibration)
+        warnings += found.notes
+        numbers |= {"flops_per_step": work.flops(), "seconds": found.seconds}
+        numbers |= {"num_parameters": work.num_parameters, "sizes_origin": find_origin(recipe.model.source)}
+        numbers |= {"time": found.parts, "scaling": found.scaling}
     return Plan(
         recipe=recipe.name,
         profile=profile.name,
@@ -127,35 +148,41 @@ def make_plan(recipe: Recipe, profile: Profile, options: Options, corpus: Corpus
         nodes=options.nodes,
         world_size=world_size,
         global_batch=recipe.training.global_batch,
-        micro_batch=micro_batch,
-        accumulation=accumulation,
-        evaluation_batch=_largest_batch(recipe, profile),
+        micro_batch=placement.micro_batch,
+        accumulation=placement.accumulation,
+        evaluation_batch=assume_batch(recipe, profile),
         num_rows=corpus.num_rows,
         corpus_origin=corpus.origin,
         precision=precision,
-        peak_flops=peak_flops,
-        gradient_checkpointing=options.checkpointing == "on",
-        loss_chunk=options.loss_chunk if isinstance(options.loss_chunk, int) else None,
-        sharding=sharding.name,
-        offload=sharding.offload,
-        zero_stage=sharding.zero_stage,
+        peak_flops=profile.gpu.peak_flops(precision) if profile.gpu else None,
+        gradient_checkpointing=placement.layout.checkpointing,
+        loss_chunk=placement.layout.loss_chunk,
+        sharding=placement.layout.sharding,
+        offload=placement.layout.offload,
+        zero_stage=placement.layout.zero_stage,
         rendezvous=options.rendezvous,
-        attention=_attention(recipe, profile, options, errors),
+        attention=attention,
+        memory=_describe_memory(placement, profile),
+        ladder=[rung.as_dict() for rung in placement.ladder],
+        ladder_reason=placement.reason,
         errors=errors,
         warnings=warnings,
         **numbers,
     )
 
 
-def _find_sharding(profile: Profile, options: Options, errors: list[str]) -> Sharding:
-    name = options.sharding or ("zero2-offload" if options.prefer == "offload" else profile.sharding) or NONE
-    try:
-        sharding = read_sharding(name)
-    except ShardingError as error:
-        errors.append(f"--sharding: {error}")
-        return read_sharding(NONE)
-    errors += sharding.find_errors()
-    return sharding
+def _describe_memory(placement: Placement, profile: Profile) -> dict[str, Any] | None:
+    if placement.memory is None:
+        return None
+    found = placement.memory
+    return {
+        "gpu_bytes": found.gpu_bytes,
+        "cpu_bytes": found.cpu_bytes,
+        "terms": {"gpu": found.gpu_terms, "cpu": found.cpu_terms},
+        "limit_bytes": round(profile.gpu.memory_gb * USABLE_SHARE * GIB) if profile.gpu else None,
+        "dominant": found.dominant,
+        "origin": found.origin,
+    }
 
 
 def _note_characters(recipe: Recipe, corpus: Corpus, warnings: list[str]) -> None:
@@ -172,77 +199,15 @@ def _note_characters(recipe: Recipe, corpus: Corpus, warnings: list[str]) -> Non
         )
 
 
-def _split_batch(
-    recipe: Recipe, profile: Profile, options: Options, world_size: int, errors: list[str]
-) -> tuple[int | None, int | None]:
-    """The micro-batch (rows on one device at a time) and how many of them make a step."""
-    global_batch = recipe.training.global_batch
-    if global_batch % world_size:
-        near = _near_multiples(global_batch, world_size)
-        errors.append(
-            f"training.global_batch {global_batch:,} is not divisible by {world_size} devices; set it to "
-            f"{near}, or use another number of devices"
-        )
-        return None, None
-    rows = global_batch // world_size
-    if options.micro_batch is not None:
-        if options.micro_batch < 1 or rows % options.micro_batch:
-            divisors = ", ".join(str(n) for n in range(1, rows + 1) if rows % n == 0)
-            errors.append(
-                f"--micro-batch {options.micro_batch} does not divide the {rows:,} rows of a device "
-                f"(global batch {global_batch:,} / {world_size}); possible: {divisors}"
-            )
-            return None, None
-        return options.micro_batch, rows // options.micro_batch
-    most = min(_largest_batch(recipe, profile), rows)
-    if recipe.model.family == "canine" and rows > 1:
-        # Names are cut by length: in one micro-batch all are as long as the longest, 1.8 times the slots that
-        # they need; in two 1.2 times, in four 1.04 (1.5 M registered names, 256 a step).
-        most = min(most, -(-rows // MIN_CHARACTER_CUTS))
-    micro_batch = max(n for n in range(1, most + 1) if rows % n == 0)
-    return micro_batch, rows // micro_batch
-
-
-def _largest_batch(recipe: Recipe, profile: Profile) -> int:
-    """Rows that a device takes at once. Evaluation uses it as it is, so that ranks do not change its sums."""
-    memory_gb = profile.gpu.memory_gb if profile.gpu else ASSUMED_GB
-    return profile.micro_batch or max(
-        1, round(memory_gb / ASSUMED_GB * ASSUMED_TOKENS) // recipe.data.row_length
-    )
-
-
-def _near_multiples(number: int, factor: int) -> str:
-    below, above = number // factor * factor, (number // factor + 1) * factor
-    return f"{below:,} or {above:,}" if below else f"{above:,}"
-
-
-def _cost(
-    recipe: Recipe,
-    corpus: Corpus,
-    num_steps: int | None,
-    hardware: tuple[float | None, int],
-    warnings: list[str],
-) -> dict[str, float | None]:
-    """FLOPs of a step and, on a card (its peak, how many) that is known, an assumed time for the run."""
-    per_row = corpus.num_tokens / corpus.num_rows if corpus.num_tokens and corpus.num_rows else None
-    flops, seconds = plan_flops(recipe, per_row), None
-    peak_flops, world_size = hardware
-    if flops is not None and peak_flops is not None and num_steps is not None:
-        is_bound = per_row is None and recipe.model.family == "canine"
-        seconds, origin = estimate_seconds(flops * num_steps, peak_flops, world_size, is_bound=is_bound)
-        warnings.append(origin)
-    return {"flops_per_step": flops, "seconds": seconds}
-
-
 def _precision(recipe: Recipe, profile: Profile, errors: list[str]) -> str:
     wish, gpu = recipe.precision, profile.gpu
     if wish == "auto":
         return "fp32" if gpu is None else "bf16" if gpu.has_bf16 else "fp16"
-    if wish == "fp16" and gpu is None:
-        errors.append("precision: fp16 wants a GPU; use auto or fp32 on a CPU")
-    if wish == "bf16" and gpu is not None and not gpu.has_bf16:
+    if wish in ("fp16", "tf32") and gpu is None:
+        errors.append(f"precision: {wish} wants a GPU; use auto or fp32 on a CPU")
+    if wish in ("bf16", "tf32") and gpu is not None and not gpu.has_bf16:
         errors.append(
-            f"precision: bf16 wants compute capability 8.0, {profile.name} has {gpu.compute_capability}; "
+            f"precision: {wish} wants compute capability 8.0, {profile.name} has {gpu.compute_capability}; "
             "use auto or fp16"
         )
     return wish

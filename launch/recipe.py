@@ -177,8 +177,9 @@ class Recipe(Part):
     checkpoint: Checkpoint
     stopping: Stopping | None = None
     logging: Logging = Field(default_factory=lambda: Logging())
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """`auto`: bf16 from compute capability 8.0, fp16 on older GPUs, fp32 on a CPU."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    """`auto`: bf16 from compute capability 8.0, fp16 on older GPUs, fp32 on a CPU. `tf32`: fp32 but for the
+    factors of products, which are rounded to 10 bits."""
     report_to: list[Literal["tensorboard"]] = []
     """Trackers beside metrics.jsonl, which is always written."""
 

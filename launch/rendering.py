@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from data_pipes.files import write_atomically
 from launch.hardware import Profile
 from launch.plan import Plan
 from launch.recipe import Training
@@ -59,9 +60,6 @@ def render_configs(plan: Plan, profile: Profile, training: Training, folder: str
 
 def write_configs(texts: dict[str, str], folder: Path) -> list[Path]:
     """Write the files, each at once; their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        draft = folder / f".{name}.partial"
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(folder / name)
+        write_atomically(folder / name, text.encode())
     return [folder / name for name in texts]

@@ -3,14 +3,16 @@
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from launch.calibrate import find_calibration
 from launch.command import build_command, build_environment, shown
 from launch.corpus import measure_corpus
 from launch.hardware import Profile, detect_profile, find_profile
-from launch.plan import Options, Plan, make_plan
+from launch.options import Options
+from launch.plan import Plan, make_plan
 from launch.recipe import Recipe
 from launch.recipe_file import read_recipe
 from launch.rendering import render_configs
@@ -65,9 +67,15 @@ class Request:
         overrides = tuple(arguments.overrides)
         return cls(arguments.recipe, recipe, profile, options, output, resume, overrides)
 
-    def plan(self) -> Plan:
-        """Make the plan, with its command and environment."""
-        plan = make_plan(self.recipe, self.profile, self.options, measure_corpus(self.recipe))
+    def plan(self, memory: Literal["traced", "cached", "none"] = "none") -> Plan:
+        """Make the plan, with its command and environment; `memory` is that of `make_plan`."""
+        corpus = measure_corpus(self.recipe)
+        plan = make_plan(self.recipe, self.profile, self.options, corpus, memory=memory)
+        calibration = find_calibration(self.recipe, plan)
+        if calibration is not None:
+            plan = make_plan(
+                self.recipe, self.profile, self.options, corpus, memory=memory, calibration=calibration
+            )
         extra = [*(() if self.resume == "auto" else ("--resume", self.resume)), *self.overrides]
         command = build_command(plan, self.profile, self.reference, output=self.output, extra=extra)
         num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -75,6 +83,26 @@ class Request:
         environment = {name: os.environ.get(name, value) for name, value in wanted.items()}
         found: dict[str, Any] = {"output": str(self.output), "command": command, "environment": environment}
         return plan.model_copy(update=found)
+
+    def settle(self, plan: Plan, output: Path, overrides: Sequence[str]) -> "Request":
+        """The same request with nothing left open, further overrides and another folder."""
+        options = replace(
+            self.options,
+            micro_batch=plan.micro_batch,
+            checkpointing="on" if plan.gradient_checkpointing else "off",
+            loss_chunk=plan.loss_chunk or "off",
+            sharding=plan.sharding,
+            attention=plan.attention,
+        )
+        more = (*self.overrides, *overrides)
+        recipe = read_recipe(self.reference, more)
+        return replace(self, recipe=recipe, options=options, output=output, resume="auto", overrides=more)
+
+    def default_memory(self) -> Literal["traced", "cached", "none"]:
+        """On a card memory is predicted; on a CPU only where somebody asks."""
+        if self.profile.gpu is None:
+            return "none"
+        return "cached" if self.options.is_settled else "traced"
 
     def render(self, plan: Plan) -> dict[str, str]:
         """The configuration files that the plan's command names."""

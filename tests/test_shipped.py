@@ -19,8 +19,8 @@ DECIDED_BY_THE_PLAN = ("train_micro_batch_size_per_gpu", "gradient_accumulation_
 
 
 def test_all_files_are_looked_at():
-    assert len(list(ACCELERATE_CONFIGS.iterdir())) == 6
-    assert len(list(DS_CONFIGS.iterdir())) == 2
+    assert len(list(ACCELERATE_CONFIGS.iterdir())) == 11
+    assert len(list(DS_CONFIGS.iterdir())) == 7
 
 
 @pytest.mark.parametrize("path", sorted(ACCELERATE_CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

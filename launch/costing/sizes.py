@@ -48,6 +48,15 @@ MODEL_TYPES = {"deberta": "deberta-v2", "canine": "canine"}
 """Of the families that have code of their own."""
 
 
+def find_origin(source: str) -> str:
+    """Where the sizes of a model come from, in words."""
+    if source == "scratch":
+        return "the recipe"
+    if (Path(source) / "config.json").is_file():
+        return "the model's folder"
+    return "a shipped table of public shapes" if source in HUB_MODELS else "unknown"
+
+
 def find_sizes(
     family: str, source: str, config: Mapping[str, Any], num_pieces: int | None = None
 ) -> dict[str, Any] | None:

@@ -38,7 +38,8 @@ def train(recipe_name: str) -> None:
     from launch.corpus import measure_corpus, prepare_corpus
     from launch.hardware import find_profile
     from launch.optim import set_rate
-    from launch.plan import Options, make_plan
+    from launch.options import Options
+from launch.plan import make_plan
     from launch.recipe_file import read_recipe
     from launch.step import take_step
 

@@ -13,7 +13,8 @@ from data_pipes.vocabulary.identity import identify_tokenizer, read_identity
 from launch.build import build_layout, build_masking, build_model, build_order, build_tokenizer
 from launch.corpus import measure_corpus, prepare_corpus
 from launch.hardware import find_profile
-from launch.plan import Options, make_plan
+from launch.options import Options
+from launch.plan import make_plan
 from launch.recipe_check import RecipeError
 from launch.recipe_file import read_recipe
 from launch.verdict import RunError

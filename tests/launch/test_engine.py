@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from launch.hardware import load_profiles
-from launch.plan import Options, make_plan
+from launch.options import Options
+from launch.plan import make_plan
 from launch.recipe_file import read_recipe
 from launch.sharding import fill_config, read_sharding
 from launch.steps import Corpus

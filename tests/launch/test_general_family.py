@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForMaskedLM
 
 from launch.hardware import load_profiles
-from launch.plan import Options, make_plan
+from launch.options import Options
+from launch.plan import make_plan
 from launch.recipe_check import RecipeError
 from launch.recipe_file import read_recipe
 from launch.row_check import check_rows

@@ -8,7 +8,8 @@ import pytest
 
 from launch.command import build_command, build_environment, command_text
 from launch.hardware import find_profile, load_profiles
-from launch.plan import Options, make_plan
+from launch.options import Options
+from launch.plan import make_plan
 from launch.recipe_file import read_recipe
 from launch.run import execute
 from launch.steps import Corpus

@@ -5,13 +5,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from launch.costing.accounting import ASSUMED_MFU, ASSUMED_RANGE, StepCounter, estimate_seconds, plan_flops
+from launch.costing.accounting import StepCounter
 from launch.costing.flops import count_flops
 from launch.costing.sizes import find_sizes
-from launch.hardware import load_profiles
-from launch.plan import Options, make_plan
+from launch.costing.work import Work
 from launch.recipe_file import read_recipe
-from launch.steps import Corpus
 from launch.track import Stopwatch
 from modeling import hf
 from modeling.canine import row_slots
@@ -48,16 +46,13 @@ def build_deberta() -> Any:
     return hf.build("deberta", config=DEBERTA, num_pieces=90, dropout=0.0, seed=0)
 
 
-def plan_of(recipe, profile, corpus) -> Any:
-    return make_plan(recipe, load_profiles()[profile], Options(), corpus)
-
-
 def sizes_of(*arguments) -> Any:
     return find_sizes(*arguments)
 
 
 def flops_of(*arguments) -> Any:
-    return plan_flops(*arguments)
+    work: Any = Work.of(*arguments)
+    return work.flops()
 
 
 def test_a_step_is_the_sum_of_its_micro_batches():
@@ -120,39 +115,6 @@ def test_sizes_come_from_the_recipe_a_folder_or_a_table(tmp_path):
     assert sizes_of("deberta", "microsoft/deberta-v3-base", {})["hidden_size"] == 768
     assert sizes_of("canine", "google/canine-c", {})["model_type"] == "canine"
     assert sizes_of("deberta", "someone/unknown", {}) is None
-
-
-def test_the_plan_tells_time_where_the_peak_is_known_and_says_that_it_is_assumed():
-    recipe, corpus = read_recipe("deberta-v3-base-paleo-wwm"), Corpus(97_657, 50_000_000, "declared")
-    plans = {name: plan_of(recipe, name, corpus) for name in ("cpu", "rtx2080ti-11gb", "a100-40gb")}
-    steps = {plan.flops_per_step for plan in plans.values()}
-    # 128 rows of 512 at 722 MFLOP a token, less what the last layer spares
-    assert len(steps) == 1
-    assert steps.pop() == pytest.approx(128 * 512 * 722e6, rel=0.08)
-    assert plans["cpu"].seconds is None
-    a100 = plans["a100-40gb"]
-    assert a100.seconds == pytest.approx(a100.flops_per_step * 2289 / (312e12 * ASSUMED_MFU))
-    assert plans["rtx2080ti-11gb"].seconds == pytest.approx(a100.seconds * 312 / 53.8)
-    assert any("assumed, not measured: 35% of 312 TFLOP/s" in text for text in a100.warnings)
-    assert not any("assumed, not measured" in text for text in plans["cpu"].warnings)
-    fp32 = read_recipe("deberta-v3-base-paleo-wwm", ["precision=fp32"])
-    assert plan_of(fp32, "a100-40gb", corpus).seconds is None
-
-
-def test_names_of_unknown_length_are_counted_as_the_longest_and_the_plan_says_so():
-    recipe = read_recipe("canine-c-domains-char")
-    bound = plan_of(recipe, "a100-40gb", Corpus(255_000_000, None, "declared"))
-    known = plan_of(recipe, "a100-40gb", Corpus(255_000_000, 255_000_000 * 15, "declared"))
-    assert known.seconds < bound.seconds
-    assert any("counted as the longest" in text for text in bound.warnings)
-    assert not any("counted as the longest" in text for text in known.warnings)
-
-
-def test_the_range_of_an_estimate_brackets_it():
-    seconds, text = estimate_seconds(312e12 * 3600, 312e12, 2)
-    assert seconds == pytest.approx(1800 / ASSUMED_MFU)
-    assert 1800 / ASSUMED_RANGE[1] < seconds < 1800 / ASSUMED_RANGE[0]
-    assert "1.2 h at 40%, 1.7 h at 30%" in text
 
 
 def test_speed_in_flops_and_its_share_of_the_peak_are_logged_where_they_are_known():

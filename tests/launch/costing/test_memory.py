@@ -1,0 +1,393 @@
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from launch.costing import trace_cache
+from launch.costing.memory import (
+    CONTEXT_BYTES,
+    GIB,
+    MARGIN_SHARE,
+    NCCL_BYTES,
+    PROCESS_BYTES,
+    Setting,
+    Shape,
+    Trace,
+    TraceError,
+    find_trace,
+    predict_memory,
+    trace_model,
+)
+from launch.costing.sizes import HUB_MODELS
+from launch.costing.states import BUCKET_ELEMENTS, Layout, count_states
+
+SMALL = {
+    "model_type": "deberta-v2",
+    "vocab_size": 1000,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+    "num_hidden_layers": 5,
+    "max_position_embeddings": 64,
+    "position_buckets": 16,
+    "relative_attention": True,
+    "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "legacy": False,
+}
+SHAPE = Shape(SMALL, 48, 7)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def trace(root):
+    return trace_model(SHAPE, "fp16", "fast", cache_root=root)
+
+
+def predict(trace, **values):
+    return predict_memory(
+        trace, Setting(**{"micro_batch": 8, "precision": "fp16", "kernel": "fast", **values})
+    )
+
+
+# the cache
+
+
+def test_a_second_call_starts_no_child(trace, root, monkeypatch):
+    def refuse(request):
+        raise AssertionError("a child was started")
+
+    monkeypatch.setattr(trace_cache, "run_child", refuse)
+    again = trace_model(SHAPE, "fp16", "fast", cache_root=root)
+    assert trace.origin == "traced"
+    assert again.origin == "cached trace"
+    assert replace(again, origin="traced") == trace
+    # What `flash` keeps is not known; it is traced as `fast`.
+    assert trace_model(SHAPE, "fp16", "flash", cache_root=root) == again
+
+
+def test_finding_never_starts_anything(root, monkeypatch):
+    monkeypatch.setattr(trace_cache, "subprocess", None)
+    assert find_trace(replace(SHAPE, row_length=40), "fp16", "fast", cache_root=root) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"row_length": 40},
+        {"num_targets": 8},
+        {"sizes": {**SMALL, "hidden_size": 32}},
+        {"discriminator": SMALL},
+        {"device": "cpu"},
+    ],
+)
+def test_another_shape_is_another_trace(trace, root, change):
+    assert find_trace(SHAPE, "fp16", "fast", cache_root=root) is not None
+    assert find_trace(replace(SHAPE, **change), "fp16", "fast", cache_root=root) is None
+
+
+def test_another_precision_or_kernel_is_another_trace_but_tf32_is_fp32(trace, root, monkeypatch):
+    assert find_trace(SHAPE, "bf16", "fast", cache_root=root) is None
+    assert find_trace(SHAPE, "fp16", "eager", cache_root=root) is None
+    monkeypatch.setattr(trace_cache, "run_child", lambda request: vars(replace(trace, origin="traced")))
+    trace_model(SHAPE, "tf32", "fast", cache_root=root)
+    assert find_trace(SHAPE, "fp32", "fast", cache_root=root) is not None
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers"])
+def test_another_version_is_another_trace(trace, root, package, monkeypatch):
+    original = trace_cache.version
+    monkeypatch.setattr(trace_cache, "version", lambda name: "9.9.9" if name == package else original(name))
+    assert find_trace(SHAPE, "fp16", "fast", cache_root=root) is None
+
+
+def test_another_version_of_the_trace_is_another_trace(trace, root, monkeypatch):
+    monkeypatch.setattr(trace_cache, "TRACE_VERSION", trace_cache.TRACE_VERSION + 1)
+    assert find_trace(SHAPE, "fp16", "fast", cache_root=root) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"num_parameters": 1}'])
+def test_a_damaged_file_of_the_cache_is_traced_anew(trace, tmp_path, content, monkeypatch):
+    monkeypatch.setattr(trace_cache, "run_child", lambda request: vars(replace(trace, origin="traced")))
+    trace_model(SHAPE, "fp16", "fast", cache_root=tmp_path)
+    (path,) = (tmp_path / "traces").iterdir()
+    path.write_bytes(content)
+    assert trace_model(SHAPE, "fp16", "fast", cache_root=tmp_path).origin == "traced"
+    assert trace_model(SHAPE, "fp16", "fast", cache_root=tmp_path).origin == "cached trace"
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(trace, tmp_path, monkeypatch):
+    monkeypatch.setattr(trace_cache, "run_child", lambda request: vars(replace(trace, origin="traced")))
+    (tmp_path / "file").write_text("in the way")
+    assert trace_model(SHAPE, "fp16", "fast", cache_root=tmp_path / "file") == trace
+
+
+def test_a_child_that_fails_gives_its_reason():
+    with pytest.raises(TraceError, match="63"):
+        trace_cache.run_child(
+            vars(replace(SHAPE, sizes={**SMALL, "hidden_size": 63})) | {"precision": "fp16", "kernel": "fast"}
+        )
+
+
+def test_a_child_that_cannot_be_started_or_talks_nonsense_gives_an_error(monkeypatch):
+    monkeypatch.setattr(trace_cache.sys, "executable", "/nowhere/python")
+    with pytest.raises(TraceError, match="nowhere"):
+        trace_cache.run_child({})
+    monkeypatch.setattr(trace_cache.sys, "executable", "/bin/true")
+    with pytest.raises(TraceError, match="failed"):
+        trace_cache.run_child({})
+    monkeypatch.setattr(trace_cache.sys, "executable", "/bin/false")
+    with pytest.raises(TraceError, match="no message"):
+        trace_cache.run_child({})
+
+
+def test_predicting_imports_no_torch():
+    code = "import sys; sys.modules.update(torch=None, transformers=None); import launch.costing.memory"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# model states
+
+
+def layout_of(**values):
+    plain = {
+        "num_parameters": 1_000_000,
+        "num_trained": 1_000_000,
+        "num_largest": 400_000,
+        "weight_bytes": 2,
+        "zero_stage": 2,
+        "offload": None,
+        "world_size": 1,
+        "is_accumulating": False,
+        "num_buckets": 2,
+        "bucket_elements": 0,
+        "on_cpu": False,
+    }
+    return Layout(**{**plain, **values})
+
+
+def sum_states(states):
+    return states.parameters + states.optimizer + states.all_gradients
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 8])
+@pytest.mark.parametrize("stage", [2, 3])
+def test_states_on_cards_are_those_of_the_estimators_of_deepspeed(stage, world_size):
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+    states = count_states(layout_of(zero_stage=stage, world_size=world_size))
+    ours = sum_states(states) + states.update
+    # AdamW of torch takes the roots of a whole partition at once; DeepSpeed reckons with a kernel.
+    roots = 4 * 1_000_000 // world_size
+    if stage == 2:
+        _, theirs = estimate_zero2_model_states_mem_needs(1_000_000, world_size, 1, cpu_offload=False)
+        assert ours - roots == theirs
+    else:
+        _, theirs, largest = estimate_zero3_model_states_mem_needs(
+            1_000_000, 400_000, world_size, 1, cpu_offload=False, cpu_offload_params=False
+        )
+        # It counts the largest layer, as if no other weight were there; below 1e9 all are. And of its 18
+        # bytes, 20 are: weights and gradients in half, gradients, weights and two moments in fp32.
+        gathered = 0 if world_size == 1 else 2 * 1_000_000
+        assert ours - roots - gathered == theirs - largest + 2 * 1_000_000 // world_size
+
+
+@pytest.mark.parametrize("world_size", [1, 4])
+def test_offloaded_states_are_those_of_the_estimators_of_deepspeed(world_size):
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+    states = count_states(layout_of(offload="optimizer", world_size=world_size))
+    cpu, gpu = estimate_zero2_model_states_mem_needs(1_000_000, world_size, 1, cpu_offload=True)
+    # Ours has the buffer through which gradients go.
+    assert sum_states(states) == gpu
+    assert states.communication == 2 * 400_000
+    # Their 16 bytes times 1.5 are for all ranks; ours are in blocks of powers of two, with buffers.
+    assert 0.5 * cpu < world_size * sum(states.cpu.values()) < 1.5 * cpu
+    states = count_states(layout_of(zero_stage=3, offload="parameters", world_size=world_size))
+    cpu, gpu, _ = estimate_zero3_model_states_mem_needs(1_000_000, 400_000, world_size, 1)
+    assert 0.5 * cpu < world_size * sum(states.cpu.values()) < 1.5 * cpu
+    assert sum_states(states) == 2 * 1_000_000
+
+
+def test_stage_1_keeps_whole_gradients_and_stage_2_a_share():
+    one, two = (count_states(layout_of(zero_stage=stage, world_size=4)) for stage in (1, 2))
+    assert one.gradients == 2 * 1_000_000
+    assert two.gradients == 2 * 250_000
+    assert one.optimizer == two.optimizer == 12 * 250_000
+
+
+def test_stage_2_holds_two_sums_while_it_accumulates():
+    plain, accumulating = (count_states(layout_of(is_accumulating=flag)) for flag in (False, True))
+    assert (plain.gradients, accumulating.gradients) == (2_000_000, 4_000_000)
+
+
+def test_plain_states_are_sixteen_bytes_a_parameter_and_ddp_has_buckets():
+    plain = count_states(layout_of(zero_stage=None, weight_bytes=4, is_accumulating=True))
+    assert sum_states(plain) == 16 * 1_000_000
+    assert plain.gradients == 4_000_000
+    assert plain.communication == 0
+    assert count_states(layout_of(zero_stage=None, weight_bytes=4)).gradients is None
+    ranks = count_states(layout_of(zero_stage=None, weight_bytes=4, world_size=2))
+    assert ranks.communication == 4_000_000
+
+
+@pytest.mark.parametrize(
+    ("stage", "overlap", "expected"), [(1, True, 2), (2, True, 2), (2, False, 1), (3, True, 1)]
+)
+def test_buckets_are_as_large_as_deepspeed_allocates_them(trace, stage, overlap, expected):
+    found = predict(trace, zero_stage=stage, overlap=overlap).gpu_terms["communication"]
+    assert found == expected * BUCKET_ELEMENTS * 2
+    small = predict(trace, zero_stage=stage, overlap=overlap, bucket_elements=1000)
+    assert small.gpu_terms["communication"] == expected * 1000 * 2
+
+
+# predictions
+
+
+def test_terms_add_up_and_the_largest_is_named(trace):
+    found = predict(trace, accumulation=4)
+    assert sum(found.gpu_terms.values()) == found.gpu_bytes
+    assert sum(found.cpu_terms.values()) == found.cpu_bytes
+    assert found.dominant == "CUDA itself"
+    assert predict(trace, micro_batch=4096).dominant == "activations kept for the backward"
+    assert predict(trace, zero_stage=2).dominant == "buckets of gradients"
+    passing = sum(found.gpu_terms[kind] for kind in ("activations", "casts", "logits", "temporaries"))
+    assert found.gpu_terms["margin"] == round(MARGIN_SHARE * passing)
+    assert found.gpu_terms["context"] == CONTEXT_BYTES
+    assert predict(trace, world_size=2).gpu_terms["context"] == CONTEXT_BYTES + NCCL_BYTES
+
+
+@pytest.mark.parametrize("precision", ["fp16"])
+@pytest.mark.parametrize("stage", [None, 0, 1, 2, 3])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_more_rows_never_need_less(trace, precision, stage, checkpointing):
+    sizes = [
+        predict(trace, micro_batch=rows, zero_stage=stage, checkpointing=checkpointing).gpu_bytes
+        for rows in (1, 2, 3, 4, 8, 16, 64, 256, 1024)
+    ]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] > sizes[0]
+
+
+@pytest.mark.parametrize("rows", [1, 8, 64, 512])
+@pytest.mark.parametrize("stage", [None, 2])
+def test_no_checkpointing_no_chunk_and_no_offload_never_need_less(trace, rows, stage):
+    plain = predict(trace, micro_batch=rows, zero_stage=stage)
+    assert predict(trace, micro_batch=rows, zero_stage=stage, checkpointing=True).gpu_bytes <= plain.gpu_bytes
+    assert predict(trace, micro_batch=rows, zero_stage=stage, loss_chunk=16).gpu_bytes <= plain.gpu_bytes
+    assert predict(trace, micro_batch=rows, zero_stage=stage, accumulation=4).gpu_bytes >= plain.gpu_bytes
+    if stage == 2:
+        offloaded = predict(trace, micro_batch=rows, zero_stage=2, offload="optimizer")
+        assert offloaded.gpu_bytes < plain.gpu_bytes
+        assert offloaded.cpu_bytes > plain.cpu_bytes
+
+
+def test_more_ranks_need_less_of_each_under_zero(trace):
+    for stage in (1, 2, 3):
+        alone, many = (predict(trace, zero_stage=stage, world_size=ranks) for ranks in (2, 8))
+        assert many.gpu_bytes < alone.gpu_bytes
+
+
+def test_a_chunk_bounds_the_logits(trace):
+    rows, wide = 256, {"micro_batch": 256}
+    all_at_once = predict(trace, **wide)
+    few = predict(trace, **wide, loss_chunk=32)
+    assert all_at_once.gpu_terms["logits"] > 0.9 * 3 * 4 * 1000 * 7 * rows
+    assert few.gpu_terms["logits"] < all_at_once.gpu_terms["logits"] / 20
+    assert predict(trace, **wide, loss_chunk=7 * rows) == all_at_once
+    assert predict(trace, **wide, loss_chunk=10**9) == all_at_once
+    # A generator keeps its logits, to draw from them.
+    pair = replace(trace, can_chunk=False)
+    assert predict(pair, **wide, loss_chunk=32) == predict(pair, **wide)
+
+
+def test_the_update_is_the_worst_moment_of_a_small_batch(trace):
+    found = predict(trace, micro_batch=1, checkpointing=True).gpu_terms
+    trained = trace.num_trained
+    assert found["gradients"] == 4 * trained
+    assert found["temporaries"] == max(8 * trace.num_largest, 4 * trained)
+    assert found["activations"] == found["logits"] == found["casts"] == 0
+    assert found["parameters"] == 4 * trace.num_parameters + trace.buffer_bytes
+    assert found["optimizer"] == 8 * trained
+
+
+def test_deepspeed_runs_the_model_in_half_precision(trace):
+    plain, half = (predict(trace, micro_batch=512, zero_stage=stage) for stage in (None, 2))
+    assert plain.gpu_terms["casts"] > 0
+    assert half.gpu_terms["casts"] == 0
+    assert half.gpu_terms["activations"] < plain.gpu_terms["activations"]
+    assert half.gpu_terms["parameters"] < 0.51 * plain.gpu_terms["parameters"]
+
+
+def test_a_larger_vocabulary_never_needs_less():
+    from launch.costing.trace import answer
+    from launch.costing.trace_steps import Request
+
+    request = {"row_length": 48, "num_targets": 7, "discriminator": None, "device": "cuda"}
+    shallow = {**SMALL, "num_hidden_layers": 3}
+    traces = [
+        Trace(
+            **answer(
+                Request(sizes={**shallow, "vocab_size": size}, precision="fp32", kernel="fast", **request)
+            )
+        )
+        for size in (500, 1000, 2000)
+    ]
+    for rows in (1, 8, 64, 512):
+        for checkpointing in (False, True):
+            sizes = [
+                predict(one, precision="fp32", micro_batch=rows, checkpointing=checkpointing).gpu_bytes
+                for one in traces
+            ]
+            assert sizes == sorted(set(sizes))
+
+
+def test_without_a_card_all_is_in_cpu_memory(tmp_path):
+    from launch.costing.trace import answer
+    from launch.costing.trace_steps import Request
+
+    found = Trace(**answer(Request(SMALL, 48, 7, None, "cpu", "fp32", "fast")))
+    memory = predict(found, precision="fp32")
+    assert memory.gpu_bytes == 0
+    assert memory.gpu_terms == {}
+    assert memory.cpu_terms["process"] == PROCESS_BYTES["cpu"]
+    assert memory.cpu_terms["parameters"] >= 4 * found.num_parameters
+    assert memory.cpu_terms["activations"] > 0
+    assert sum(memory.cpu_terms.values()) == memory.cpu_bytes
+    assert memory.dominant == "the process itself"
+    sharded = predict(found, precision="fp32", zero_stage=2, world_size=2, offload="optimizer")
+    assert sharded.cpu_terms["optimizer"] > 0
+
+
+def test_predicting_takes_less_than_a_millisecond(trace):
+    start = time.perf_counter()
+    for rows in range(1, 101):
+        predict(trace, micro_batch=rows)
+    assert time.perf_counter() - start < 0.1
+
+
+def test_the_base_model_is_traced_in_seconds_and_fits_a_card_of_11_gb(tmp_path):
+    start = time.perf_counter()
+    found = trace_model(
+        Shape(HUB_MODELS["microsoft/deberta-v3-base"], 512, 77), "fp16", "fast", cache_root=tmp_path
+    )
+    assert time.perf_counter() - start < 20
+    assert found.num_parameters == 184_551_780
+    usable = 10.5 * GIB
+    at_once = predict(found, accumulation=16)
+    assert 6.5 * GIB < at_once.gpu_bytes < 8.6 * GIB < usable
+    assert predict(found, micro_batch=24, accumulation=16).gpu_bytes > usable
+    # Every bit of it is needed: the file is small.
+    (path,) = (tmp_path / "traces").iterdir()
+    assert path.stat().st_size < 100_000
+    assert json.loads(path.read_bytes())["num_classes"] == 128_100
