@@ -1,12 +1,12 @@
 """The `maskwright` command. Each verb imports what it needs, so that `plan` answers in a second."""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch.cli_data import add_data, add_vocab
+from launch.cli_doctor import add_doctor
 from launch.cli_run import add_run
 from launch.hardware import ProfileError, load_profiles
 from launch.recipe_check import RecipeError
@@ -56,6 +56,7 @@ def _build_parser() -> argparse.ArgumentParser:
     recipes = add("recipes", _recipes, "the shipped recipes", "recipes")
     recipes.add_argument("--schema", action="store_true", help="print the JSON schema of a recipe file")
     add("profiles", _profiles, "the known hardware", "profiles")
+    add_doctor(add)
     add_data(add)
     add_vocab(add)
     _add_model_verbs(add)
@@ -127,9 +128,11 @@ def _fill(arguments: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         raise RunError(REQUEST, str(error)) from error
     if arguments.json:
-        print(json.dumps([as_dict(one) for one in filled], ensure_ascii=False, indent=2))  # noqa: T201
+        from launch.terminal import to_json
+
+        print(to_json([as_dict(one) for one in filled], indent=2))  # noqa: T201
     else:
-        from rich.console import Console
+        from launch.terminal import Console
 
         Console().print(render(filled))
     return 0

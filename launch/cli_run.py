@@ -12,6 +12,7 @@ from launch.hardware import ProfileError
 from launch.plan import Plan
 from launch.recipe_check import RecipeError
 from launch.request import Request, add_arguments
+from launch.slurm import add_slurm, submit_run
 from launch.verdict import REQUEST
 
 EXIT_CODES = """exit codes:
@@ -38,6 +39,7 @@ def add_run(add: Callable[..., argparse.ArgumentParser]) -> None:
         "run canine-tiny-domains-char --profile cpu-2proc training.max_steps=500", after=EXIT_CODES,
     )  # fmt: skip
     add_arguments(run)
+    add_slurm(run)
     run.add_argument("--dry-run", action="store_true", help="print the command that would be executed")
 
 
@@ -69,7 +71,7 @@ def _make_plan(request: Request, memory: Any = None) -> Plan:
     memory = memory or request.default_memory()
     waiting: Any = nullcontext()
     if memory == "traced":
-        from rich.console import Console
+        from launch.terminal import Console
 
         waiting = Console(stderr=True).status("predicting memory (some 15 s the first time)")
     with waiting:
@@ -112,6 +114,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     request = Request.of(arguments)
     plan = _make_plan(request)
+    if arguments.slurm and not plan.errors:
+        return submit_run(plan, arguments, has_gpus=request.profile.gpu is not None)
     if arguments.dry_run and not plan.errors:
         print(command_text(plan))  # noqa: T201
         return 0

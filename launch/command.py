@@ -29,6 +29,8 @@ def build_command(
     if plan.nodes > 1:
         launcher += ["--machine_rank", "$NODE_RANK", "--main_process_ip", "$MASTER_ADDR"]
         launcher += ["--main_process_port", "$MASTER_PORT"]
+        # Accelerate reads it from the command line only: its default there hides what a file says.
+        launcher += ["--rdzv_backend", plan.rendezvous] if plan.rendezvous != "static" else []
     trainer = ["-m", "launch.train", recipe, "--output", shown(output)]
     trainer += ["--devices", str(plan.devices), "--nodes", str(plan.nodes)]
     if profile.name == "gpu" and profile.gpu:

@@ -192,14 +192,17 @@ def _take_first(rung: Rung) -> Ladder:
 
 
 def _setting(asked: Demand, layout: Layout, micro_batch: int, num_rows: int) -> Setting:
-    values: dict[str, Any] = {"precision": asked.precision}
+    sharding = read_sharding(layout.sharding)
+    values: dict[str, Any] = {"precision": asked.precision, "overlap": sharding.overlaps}
+    if sharding.bucket_elements is not None:
+        values["bucket_elements"] = sharding.bucket_elements
     return Setting(
         micro_batch=micro_batch,
         kernel="eager" if asked.attention == "eager" else "fast",
         checkpointing=layout.checkpointing,
         loss_chunk=layout.loss_chunk,
-        zero_stage=layout.zero_stage,
-        offload=layout.offload,
+        zero_stage=sharding.zero_stage,
+        offload=sharding.offload,
         world_size=asked.world_size,
         accumulation=num_rows // micro_batch,
         **values,

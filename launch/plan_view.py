@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -10,6 +9,7 @@ from launch.command import command_text
 from launch.costing.timing import describe_hours
 from launch.plan import Plan
 from launch.recipe import Recipe
+from launch.terminal import Console
 
 _GIB = 2**30
 _MIN_SHARE = 0.01
@@ -149,7 +149,7 @@ def _describe_scaling(scaling: dict[str, Any]) -> str:
 def _draw_ladder(plan: Plan) -> Table:
     table = Table(box=None, header_style="dim", pad_edge=False, title_justify="left", title_style="dim")
     table.title = f"\nladder: {plan.ladder_reason}"
-    for name in ("", "way", "rows at a time", "GiB on the card", "GiB of CPU", "a step"):
+    for name in ("", "way", "rows at once", "GiB card", "GiB CPU", "a step"):
         table.add_column(name, justify="left" if name in ("", "way") else "right", no_wrap=name != "way")
     taken = (plan.sharding, plan.gradient_checkpointing, plan.loss_chunk)
     for rung in plan.ladder:

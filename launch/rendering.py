@@ -33,7 +33,6 @@ def render_configs(plan: Plan, profile: Profile, training: Training, folder: str
     topology = load_yaml(profile.topology(plan.sharding, plan.world_size).read_text(encoding="utf-8"))
     topology |= {"num_machines": plan.nodes, "num_processes": plan.world_size}
     if plan.nodes > 1:
-        topology |= {"rdzv_backend": plan.rendezvous, "same_network": True}
         topology.pop("main_process_port", None)
     if sharding.is_deepspeed:
         assert plan.micro_batch is not None

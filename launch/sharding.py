@@ -55,6 +55,20 @@ class Sharding:
         """Whether DeepSpeed runs it."""
         return self.config is not None
 
+    @property
+    def bucket_elements(self) -> int | None:
+        """Gradients that are exchanged at a time; None: as many as DeepSpeed wants."""
+        size = self.config["zero_optimization"].get("reduce_bucket_size") if self.config else None
+        return int(size) if isinstance(size, int | float) else None
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether gradients are exchanged beside the backward, which takes a second bucket."""
+        if self.config is None:
+            return False
+        wanted = self.config["zero_optimization"].get("overlap_comm")
+        return self.zero_stage == 3 if wanted is None else bool(wanted)
+
     def find_errors(self) -> list[str]:
         """What the file says that cannot work or is said elsewhere."""
         if self.config is None:

@@ -38,7 +38,7 @@ class Layout:
         """In words."""
         parts = [] if self.sharding == NONE else [self.sharding]
         parts += ["checkpointing"] if self.checkpointing else []
-        parts += [f"loss in chunks of {self.loss_chunk}"] if self.loss_chunk else []
+        parts += ["chunked loss"] if self.loss_chunk else []
         return ", ".join(parts) or "plain"
 
 

@@ -18,7 +18,6 @@ from launch.costing.trace_cache import (
     TraceError,
     find_trace,
     name_way,
-    round_targets,
     trace_model,
 )
 
@@ -95,6 +94,8 @@ class Memory:
         cpu_terms: add up to `cpu_bytes`.
         dominant: the largest term of the card, in words; without one that of the process.
         origin: `traced` or `cached trace`.
+        assumed: terms that are no prediction; `activations` for the `flash` kernel, whose package keeps what
+            is not known here, at most as much as `fast`.
     """
 
     gpu_bytes: int
@@ -103,6 +104,7 @@ class Memory:
     cpu_terms: dict[str, int]
     dominant: str
     origin: str
+    assumed: tuple[str, ...] = ()
 
 
 def predict_memory(trace: Trace, setting: Setting) -> Memory:
@@ -137,22 +139,25 @@ def predict_memory(trace: Trace, setting: Setting) -> Memory:
     }
     if trace.device == "cpu":
         everything = _add(terms, states.cpu | {"process": PROCESS_BYTES["cpu"]})
-        return Memory(0, sum(everything.values()), {}, everything, _name_largest(everything), trace.origin)
+        return _add_up({}, everything, trace.origin, ("process",))
     terms["margin"] = round(MARGIN_SHARE * passing)
     terms["context"] = CONTEXT_BYTES + (NCCL_BYTES if setting.world_size > 1 else 0)
-    cpu_terms = {
-        "process": PROCESS_BYTES["cuda"],
-        # In fp32, before it goes to the card.
-        "building": 4 * trace.num_parameters,
-        **states.cpu,
-    }
+    # Weights are in fp32 until they go to the card.
+    building = {"process": PROCESS_BYTES["cuda"], "building": 4 * trace.num_parameters}
+    unknown = ("activations",) if setting.kernel == "flash" else ()
+    return _add_up(terms, building | states.cpu, trace.origin, (*unknown, "margin", "context", "process"))
+
+
+def _add_up(gpu: dict[str, int], cpu: dict[str, int], origin: str, assumed: tuple[str, ...]) -> Memory:
+    largest = max(gpu or cpu, key=lambda name: (gpu or cpu)[name])
     return Memory(
-        sum(terms.values()),
-        sum(cpu_terms.values()),
-        terms,
-        cpu_terms,
-        _name_largest(terms),
-        trace.origin,
+        gpu_bytes=sum(gpu.values()),
+        cpu_bytes=sum(cpu.values()),
+        gpu_terms=gpu,
+        cpu_terms=cpu,
+        dominant=IN_WORDS[largest],
+        origin=origin,
+        assumed=assumed,
     )
 
 
@@ -164,7 +169,7 @@ def _find_worst(trace: Trace, setting: Setting, mode: str, states: States) -> di
     chunk = setting.loss_chunk or 0
     # Of a pair there are no chunks.
     if 0 < chunk < trace.num_targets * num_rows and chunked in trace.lines:
-        way, share = chunked, chunk * NUM_CHUNKS / (round_targets(trace.num_targets) * num_rows)
+        way, share = chunked, chunk * NUM_CHUNKS / (trace.num_targets * num_rows)
     worst: tuple[float, ...] = (0, 0, 0, states.update, states.all_gradients)
     for line in trace.lines[way]:
         found = [constant + per_row * num_rows for constant, per_row in line]
@@ -178,7 +183,3 @@ def _find_worst(trace: Trace, setting: Setting, mode: str, states: States) -> di
 
 def _add(terms: Mapping[str, int], others: Mapping[str, int]) -> dict[str, int]:
     return {key: terms.get(key, 0) + others.get(key, 0) for key in (*terms, *others)}
-
-
-def _name_largest(terms: Mapping[str, int]) -> str:
-    return IN_WORDS[max(terms, key=lambda name: terms[name])]

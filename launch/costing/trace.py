@@ -9,7 +9,6 @@ each operation gets bytes that are linear in both; the moments that are never th
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from launch.costing.trace_cache import NUM_CHUNKS, name_way, round_targets
+from launch.costing.trace_cache import NUM_CHUNKS, name_way
 from launch.costing.trace_steps import Request, Step, build_model, count_classes, list_stacks, trace_step
 from launch.costing.trace_storages import KINDS
 
@@ -45,10 +44,11 @@ def answer(request: Request) -> dict[str, Any]:
         options: dict[str, Any] = {"autocast": half if mode == "autocast" else None}
         for checkpointing, num_chunks in product((False, True), chunks):
             options |= {"checkpointing": checkpointing, "num_chunks": num_chunks}
-            asked = replace(request, num_targets=round_targets(request.num_targets, num_chunks))
-            grids = [[trace_step(one, asked, rows, **options) for rows in NUM_ROWS] for one in models]
+            # So many that chunks of one size make up their targets.
+            num_rows = NUM_ROWS if num_chunks == 1 else (num_chunks, 2 * num_chunks)
+            grids = [[trace_step(one, request, rows, **options) for rows in num_rows] for one in models]
             name = name_way(mode, checkpointing, num_chunks > 1)
-            lines[name] = draw_lines(grids, depths).tolist()
+            lines[name] = draw_lines(grids, depths, num_rows).tolist()
     return {
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "num_trained": sum(trained),
@@ -78,12 +78,15 @@ def _build_models(request: Request, depths: tuple[int, ...], dtype: torch.dtype 
     return [build_model(request, sizes).to(dtype or torch.float32) for sizes in chosen]
 
 
-def draw_lines(grids: list[list[Step]], depths: tuple[int, ...]) -> np.ndarray:
+def draw_lines(
+    grids: list[list[Step]], depths: tuple[int, ...], num_rows: tuple[int, int] = NUM_ROWS
+) -> np.ndarray:
     """Bytes of each kind at the moments that can be the worst: [lines, kinds, 2], constant and per row.
 
     Args:
-        grids: steps of the model with few layers, then of each with one more, for each of `NUM_ROWS`.
+        grids: steps of the model with few layers, then of each with one more, each for both numbers of rows.
         depths: layers that are wanted.
+        num_rows: of the steps.
 
     Raises:
         MismatchError: the steps do not line up.
@@ -92,23 +95,22 @@ def draw_lines(grids: list[list[Step]], depths: tuple[int, ...]) -> np.ndarray:
     stacks = [number for number, depth in enumerate(depths) if depth > NUM_LAYERS]
     found = []
     for name, _ in base[0].marks:
-        for place in ("top", "bottom"):
-            few, more = (
-                _extrapolate(
-                    step.phase(name),
-                    [
-                        (one[number].phase(_match(name, stack, place)), depths[stack] - NUM_LAYERS)
-                        for one, stack in zip(deeper, stacks, strict=True)
-                    ],
-                    name,
-                )
-                for number, step in enumerate(base)
+        few, more = (
+            _extrapolate(
+                step.phase(name),
+                [
+                    (one[number].phase(_match(name, stack)), depths[stack] - NUM_LAYERS)
+                    for one, stack in zip(deeper, stacks, strict=True)
+                ],
+                name,
             )
-            if few.shape != more.shape:
-                # Draws of a generator go in chunks, of which more rows have more: their worst moments then.
-                few, more = (sizes[:, [sizes.sum(0).argmax()]] for sizes in (few, more))
-            per_row = (more - few) / (NUM_ROWS[1] - NUM_ROWS[0])
-            found.append(np.stack([few - NUM_ROWS[0] * per_row, per_row], -1).swapaxes(0, 1))
+            for number, step in enumerate(base)
+        )
+        if few.shape != more.shape:
+            # Draws of a generator go in chunks, of which more rows have more: their worst moments then.
+            few, more = (sizes[:, [sizes.sum(0).argmax()]] for sizes in (few, more))
+        per_row = (more - few) / (num_rows[1] - num_rows[0])
+        found.append(np.stack([few - num_rows[0] * per_row, per_row], -1).swapaxes(0, 1))
     return drop_dominated(np.concatenate(found))
 
 
@@ -123,17 +125,16 @@ def _extrapolate(few: np.ndarray, more: list[tuple[np.ndarray, int]], name: str)
     return total
 
 
-def _match(name: str, stack: int, place: str) -> str:
+def _match(name: str, stack: int) -> str:
     """The phase of the model with one layer more that stands for a phase.
 
-    The middle layer stands for all in the middle: memory is linear in their number, so it is worst at the
-    uppermost or at the lowest of them.
+    Of those in the middle it is the uppermost. Memory is linear from layer to layer, so if a lower one needs
+    more, for the gradients that came so far, the first one needs most.
     """
     kind, *numbers = name.split()
     if kind not in ("forward", "backward") or int(numbers[0]) != stack or numbers[1] == "0":
         return name
-    is_last = int(numbers[1]) == NUM_LAYERS - 1
-    return f"{kind} {stack} {int(numbers[1]) + (is_last or place == 'top')}"
+    return f"{kind} {stack} {int(numbers[1]) + 1}"
 
 
 def drop_dominated(lines: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from data_pipes.files import find_cache_root, write_atomically
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Kernel = Literal["eager", "fast", "flash"]
 
-TRACE_VERSION = 2
+TRACE_VERSION = 3
 """Raised when the same request would be answered otherwise, or in other words."""
 ROOT = Path(__file__).resolve().parent.parent.parent
 NUM_CHUNKS = 3
@@ -84,11 +84,6 @@ def name_way(mode: str, checkpointing: bool, is_chunked: bool) -> str:
     `mode` is `autocast` (weights in fp32), `half` (as DeepSpeed has them) or `full` for fp32 throughout.
     """
     return f"{mode}{' checkpointing' if checkpointing else ''}{' chunked' if is_chunked else ''}"
-
-
-def round_targets(num_targets: int, num_chunks: int = NUM_CHUNKS) -> int:
-    """Targets of a row that chunks of one size make up, at least as many as there are."""
-    return -(-num_targets // num_chunks) * num_chunks
 
 
 def find_trace(shape: Shape, precision: str, kernel: str, *, cache_root: Path | None = None) -> Trace | None:

@@ -140,8 +140,8 @@ def trace_step(
 ) -> Step:
     """One micro-batch, forward and backward, of a model on the meta device.
 
-    The model keeps its checkpointing once that was asked for. With several chunks, of targets in the loss,
-    these are as large as each other only if their number divides that of a row's targets.
+    The model keeps its checkpointing once that was asked for. The targets are to be a multiple of
+    `num_chunks`, chunks of the loss.
     """
     num_targets, num_slots = num_rows * request.num_targets, num_rows * request.row_length
     answers = Answers(num_targets, request.num_targets, num_slots)

@@ -80,8 +80,7 @@ class StorageTracker(TorchDispatchMode):
     def keep(self, tensor: Tensor) -> Tensor:
         """For `saved_tensors_hooks`: what is kept for the backward."""
         self.classify(tensor, "activations")
-        # Detached, for an output that its own node keeps would never die.
-        return tensor.detach()
+        return tensor
 
     def count_kept(self) -> int:
         """Bytes that live now because the backward wants them, logits included and casts left out."""

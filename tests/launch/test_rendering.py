@@ -51,9 +51,3 @@ def test_accelerate_and_deepspeed_read_what_is_rendered(sharding, nodes, tmp_pat
     topology = load_yaml((tmp_path / "accelerate.yaml").read_text())
     has_launcher = "deepspeed_multinode_launcher" in topology["deepspeed_config"]
     assert has_launcher == (nodes > 1)
-
-
-def test_machines_meet_as_the_options_say(tmp_path):
-    for rendezvous in ("static", "c10d"):
-        render(tmp_path, "none", 2, rendezvous=rendezvous)
-        assert load_yaml((tmp_path / "accelerate.yaml").read_text())["rdzv_backend"] == rendezvous

@@ -124,3 +124,12 @@ def test_an_own_gpu_is_passed_on_by_its_figures(tmp_path):
     assert plan.precision == "bf16"
     command = build_command(plan, profile, "name", output=tmp_path)
     assert "--gpu-memory-gb 24 --compute-capability 8.9" in " ".join(command)
+
+
+def test_machines_meet_as_the_options_say(tmp_path):
+    recipe, profile = read_recipe("deberta-v3-base-paleo-wwm"), find_profile("a100-40gb")
+    for rendezvous in ("static", "c10d"):
+        plan = make_plan(recipe, profile, Options(nodes=2, rendezvous=rendezvous), CORPUS)
+        command = " ".join(build_command(plan, profile, "name", output=tmp_path))
+        assert "--machine_rank $NODE_RANK --main_process_ip $MASTER_ADDR" in command
+        assert ("--rdzv_backend c10d" in command) == (rendezvous == "c10d")
