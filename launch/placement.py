@@ -136,7 +136,9 @@ def _find_trace(asked: Demand, placement: Placement) -> Trace | None:
     if asked.memory == "none" or asked.work is None:
         return None
     work = asked.work.longest(asked.recipe.data.row_length)
-    masked, *judges = work.parts
+    rate = asked.recipe.model.dropout
+    dropout = {} if rate is None else {"hidden_dropout_prob": rate, "attention_probs_dropout_prob": rate}
+    masked, *judges = ({**sizes, **dropout} for sizes in work.parts)
     shape = Shape(
         sizes=masked,
         row_length=work.num_slots,
@@ -144,14 +146,17 @@ def _find_trace(asked: Demand, placement: Placement) -> Trace | None:
         discriminator=judges[0] if judges else None,
         device="cuda" if asked.profile.gpu else "cpu",
     )
-    kernel = "fast" if asked.attention == "auto" else asked.attention
     try:
         if asked.memory == "cached":
-            return find_trace(shape, asked.precision, kernel)
-        return trace_model(shape, asked.precision, kernel)
+            return find_trace(shape, asked.precision, _kernel(asked))
+        return trace_model(shape, asked.precision, _kernel(asked))
     except TraceError as error:
         placement.warnings.append(f"the memory cannot be predicted: {error}")
         return None
+
+
+def _kernel(asked: Demand) -> Any:
+    return "fast" if asked.attention == "auto" else asked.attention
 
 
 def _place_by_memory(
@@ -198,7 +203,7 @@ def _setting(asked: Demand, layout: Layout, micro_batch: int, num_rows: int) -> 
         values["bucket_elements"] = sharding.bucket_elements
     return Setting(
         micro_batch=micro_batch,
-        kernel="eager" if asked.attention == "eager" else "fast",
+        kernel=_kernel(asked),
         checkpointing=layout.checkpointing,
         loss_chunk=layout.loss_chunk,
         zero_stage=sharding.zero_stage,

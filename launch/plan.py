@@ -60,7 +60,8 @@ class Plan(BaseModel):
     num_first_phase_steps: int = 0
     """The first steps, in which only the rows of new pieces are trained."""
     memory: dict[str, Any] | None = None
-    """`gpu_bytes`, `cpu_bytes`, their `terms`, `limit_bytes`, `dominant`, `origin`; None: not predicted."""
+    """`gpu_bytes`, `cpu_bytes`, their `terms`, `limit_bytes`, `dominant`, `origin` and which terms
+    are `assumed`; None: not predicted."""
     peak_flops: float | None = None
     """Of one device, FLOP/s; None: not known, or not in this precision."""
     num_parameters: int | None = None
@@ -182,6 +183,7 @@ def _describe_memory(placement: Placement, profile: Profile) -> dict[str, Any] |
         "limit_bytes": round(profile.gpu.memory_gb * USABLE_SHARE * GIB) if profile.gpu else None,
         "dominant": found.dominant,
         "origin": found.origin,
+        "assumed": list(found.assumed),
     }
 
 

@@ -28,6 +28,7 @@ def print_plan(plan: Plan, recipe: Recipe) -> None:
         table.add_row(name, escape(text))
     console.print(table)
     if plan.ladder:
+        console.print(f"\n[dim]ladder[/]  {escape(plan.ladder_reason)}")
         console.print(_draw_ladder(plan))
     console.print("\n[dim]command[/]")
     console.print(escape(command_text(plan)), soft_wrap=True)
@@ -97,22 +98,27 @@ def _gib(num_bytes: float) -> str:
     return f"{num_bytes / _GIB:.1f}"
 
 
-def _describe_terms(terms: dict[str, int]) -> str:
+def _describe_terms(terms: dict[str, int], assumed: list[str]) -> str:
+    """The large terms, the largest first; `~` before those that nothing here can know."""
     large = sorted(terms.items(), key=lambda item: -item[1])
     total = sum(terms.values())
-    return ", ".join(f"{name} {_gib(size)}" for name, size in large if size >= _MIN_SHARE * total)
+    return ", ".join(
+        f"{name} {'~' if name in assumed else ''}{_gib(size)}"
+        for name, size in large
+        if size >= _MIN_SHARE * total
+    )
 
 
 def _describe_memory(plan: Plan) -> str:
     found = plan.memory
     if found is None:
         return "not predicted"
-    terms = found["terms"]
-    text = f"{_gib(found['cpu_bytes'])} GiB of CPU memory: {_describe_terms(terms['cpu'])}"
+    terms, assumed = found["terms"], found["assumed"]
+    text = f"{_gib(found['cpu_bytes'])} GiB of CPU memory: {_describe_terms(terms['cpu'], assumed)}"
     if found["limit_bytes"]:
         on_card = f"{_gib(found['gpu_bytes'])} of {_gib(found['limit_bytes'])} GiB on the card: "
-        text = f"{on_card}{_describe_terms(terms['gpu'])}; {text}"
-    return f"{text} (predicted, {found['origin']})"
+        text = f"{on_card}{_describe_terms(terms['gpu'], assumed)}; {text}"
+    return f"{text} (predicted, {found['origin']}; ~ assumed)"
 
 
 def _describe_time(plan: Plan) -> str:
@@ -147,8 +153,7 @@ def _describe_scaling(scaling: dict[str, Any]) -> str:
 
 
 def _draw_ladder(plan: Plan) -> Table:
-    table = Table(box=None, header_style="dim", pad_edge=False, title_justify="left", title_style="dim")
-    table.title = f"\nladder: {plan.ladder_reason}"
+    table = Table(box=None, header_style="dim", pad_edge=False)
     for name in ("", "way", "rows at once", "GiB card", "GiB CPU", "a step"):
         table.add_column(name, justify="left" if name in ("", "way") else "right", no_wrap=name != "way")
     taken = (plan.sharding, plan.gradient_checkpointing, plan.loss_chunk)
