@@ -13,7 +13,7 @@ RECIPES := $(basename $(notdir $(wildcard recipes/*.yaml)))
 PROFILE_FLAG = $(if $(PROFILE),--profile $(PROFILE),)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench golden train scale clean $(HARDWARE) $(RECIPES:%=plan-%)
+.PHONY: help setup demo test test-slow test-mutations check format bench golden train scale clean $(HARDWARE) $(RECIPES:%=plan-%)
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-zA-Z0-9_%-]+:.*## / {printf "  %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test: setup  ## the tests: what runs without a GPU in some ten minutes
 
 test-slow: setup  ## more of what takes long: CI runs these too
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+test-mutations: setup  ## take guards away one by one (ARGS= names them): their tests must turn red
+	$(BIN)/python -m tests.mutate $(ARGS)
 
 check: setup  ## format, lint, types, tests
 	$(BIN)/ruff format --check .

@@ -202,7 +202,7 @@ def _estimate_file(path: Path, source: FileSource, intake: Intake) -> tuple[floa
         return _estimate_parquet(path, source, intake)
     with open_stream(path) as (stream, raw):
         data = stream.read(SAMPLE_BYTES)
-        share = min(1.0, raw.tell() / max(1, path.stat().st_size))
+        share = min(1.0, raw.tell() / max(1, path.stat().st_size)) or 1.0  # an empty file is read whole
     is_whole = len(data) < SAMPLE_BYTES
     end = len(data) if is_whole else data.rfind(b"\n") + 1
     if isinstance(source, TextSource) and source.unit == "file":

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch.optim import Optimizer
 from transformers import AutoTokenizer, CanineTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from data_pipes.collate import MASK_CHARACTER, Layout
 from data_pipes.feed import Feed, FrozenBatches, StepBatch, count_workers
@@ -25,11 +26,12 @@ from data_pipes.ordering.stream_order import StreamOrder
 from data_pipes.store import Store
 from data_pipes.stream import WriterError
 from data_pipes.tokenize import PieceEncoder
-from data_pipes.vocabulary.extend import map_new_pieces
 from launch import optim
 from launch.costing.accounting import StepCounter
-from launch.engine import build_accelerator, check_model, choose_attention
+from launch.engine import build_accelerator, choose_attention, prepare_model, set_loss_chunk
 from launch.hardware import Profile
+from launch.judging.passes import Runner
+from launch.new_rows import FirstPhase, build_first_phase, find_old_pieces
 from launch.objective import Term, is_pair, list_terms, make_pair, read_pair
 from launch.plan import Plan
 from launch.recipe import Recipe
@@ -41,6 +43,9 @@ from modeling import hf
 from modeling.pair import list_parts
 from modeling.rtd import RtdModel
 from modeling.trust import SAFE_CODE
+
+if TYPE_CHECKING:
+    from launch.judging.suite import Suite
 
 
 @dataclass
@@ -54,6 +59,8 @@ class Job:
         load_report: what a loaded checkpoint brought; None from scratch.
         kernel: DeBERTa's attention kernel and why it was chosen, in words.
         counter: of model FLOPs; None where they are not known.
+        first_phase: in which only the rows of new pieces are trained; None: the recipe has none.
+        suite: what is measured beside the score; None: nothing.
         stop: whether a signal asked to stop.
     """
 
@@ -71,6 +78,8 @@ class Job:
     load_report: hf.LoadReport | None
     kernel: str | None = None
     counter: StepCounter | None = None
+    first_phase: FirstPhase | None = None
+    suite: "Suite | None" = None
     stop: StopFlag = field(default_factory=StopFlag)
 
     @property
@@ -97,6 +106,8 @@ def build_job(recipe: Recipe, plan: Plan, profile: Profile, store: Store) -> Job
     """Build a run on this rank. Model weights depend on the seed only, not on the rank."""
     assert plan.micro_batch is not None
     accelerator = build_accelerator(plan, profile, recipe.training)
+    # Under ZeRO-3 transformers would shard a model as it loads it, and no row can be added to empty weights.
+    unset_hf_deepspeed_config()
     tokenizer = build_tokenizer(recipe, store)
     model, load_report = build_model(recipe, store, tokenizer)
     if plan.gradient_checkpointing:
@@ -104,10 +115,12 @@ def build_job(recipe: Recipe, plan: Plan, profile: Profile, store: Store) -> Job
             # The newer name came within transformers 5; the older one warns there.
             enable = getattr(part, "activation_checkpointing_enable", part.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
-    optimizer = optim.build_optimizer(model, recipe.training, hf.decays)
-    prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
-    check_model(prepared, plan)
+    optimizer = optim.build_optimizer(
+        model, recipe.training, hf.decays, is_offloaded=plan.offload is not None
+    )
+    prepared, prepared_optimizer = prepare_model(accelerator, model, optimizer, plan)
     kernel = choose_attention(model, plan)
+    set_loss_chunk(model, plan.loss_chunk)
     # From here on the generators serve dropout only; ranks must not drop the same units.
     torch.manual_seed(recipe.training.seed + accelerator.process_index)
     layout = build_layout(recipe, tokenizer, store, is_cut=(plan.accumulation or 1) > 1)
@@ -142,7 +155,24 @@ def build_job(recipe: Recipe, plan: Plan, profile: Profile, store: Store) -> Job
         load_report=load_report,
         kernel=kernel,
         counter=StepCounter.of(list_parts(model)),
+        first_phase=build_first_phase(recipe, plan, model, tokenizer, prepared_optimizer),
+        suite=build_metrics(
+            recipe, store, tokenizer, Runner(layout, plan.evaluation_batch, accelerator.device, **ranks)
+        ),
     )
+
+
+def build_metrics(
+    recipe: Recipe, store: Store, tokenizer: PreTrainedTokenizerBase, runner: Runner
+) -> "Suite | None":
+    """What the recipe asks for beside loss and accuracy; `runner` cuts rows as the evaluation does."""
+    if isinstance(recipe.evaluation.metrics, list):
+        return None
+    # Imported here: the library of metrics takes seconds, and few recipes ask for more.
+    from launch.judging.build import build_suite
+
+    masking = build_masking(recipe, tokenizer, store, is_frozen=True)
+    return build_suite(recipe, store, tokenizer, masking=masking, runner=runner)
 
 
 def build_tokenizer(recipe: Recipe, store: Store) -> PreTrainedTokenizerBase:
@@ -188,17 +218,6 @@ def build_model(
     except (ValueError, TypeError, OSError, SafetensorError, StrictDataclassError) as error:
         raise RunError(REQUEST, f"model {wanted.source}: {error}") from error
     return model, report
-
-
-def find_old_pieces(source: str, tokenizer: PreTrainedTokenizerBase) -> dict[int, list[int]]:
-    """The pieces that the model's own tokenizer lacks, and how it cuts them; none if it has no tokenizer."""
-    try:
-        before = AutoTokenizer.from_pretrained(source, **SAFE_CODE)
-    except (OSError, ValueError):
-        return {}
-    old, new = before.get_vocab(), tokenizer.get_vocab()
-    is_extended = all(new.get(piece) == number for piece, number in old.items())
-    return map_new_pieces(before, tokenizer) if is_extended and len(new) > len(old) else {}
 
 
 def build_layout(

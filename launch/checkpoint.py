@@ -5,11 +5,10 @@ A checkpoint folder is a Hugging Face folder (`model.safetensors`, config, token
 and a discriminator is the discriminator's, with the generator's, `generator/`, inside.
 """
 
-import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,13 +20,17 @@ from safetensors import SafetensorError
 from data_pipes.store import Store
 from data_pipes.tokenize import TokenizerError
 from data_pipes.vocabulary.identity import check_identity
+from launch import fault
 from launch.build import Job
 from launch.evaluate import Score
 from launch.manifest import commit_folder, find_checkpoints, find_damage
 from launch.recipe import Recipe
+from launch.recipe_change import Change, check_resume, describe_recipe, record_changes
 from launch.record import HIGHER_IS_BETTER
+from launch.removal import may_remove, remove_draft
 from launch.verdict import MACHINE, RESUME, RunError
 from launch.weights import load_weights, read_weights, write_weights
+from modeling.trust import check_shards, load_tensors
 
 _TRAINING = "training"
 _DEEPSPEED = "engine"
@@ -43,6 +46,8 @@ class Progress:
         num_stale: evaluations since the last improvement.
         best_reported: the value that improvements are measured from.
         resumed_from: the step of the checkpoint that this process started from.
+        num_skipped: of the steps done, those that changed nothing: a gradient overflowed under fp16.
+        is_evaluation_due: the evaluation at this step was cut short by a signal.
     """
 
     step: int = 0
@@ -51,10 +56,20 @@ class Progress:
     num_stale: int = 0
     best_reported: float | None = None
     resumed_from: int | None = None
+    num_skipped: int = 0
+    is_evaluation_due: bool = False
 
     def at(self, step: int) -> "Progress":
         """The same, some steps later."""
         return replace(self, step=step)
+
+    def counting(self, *, is_skipped: bool) -> "Progress":
+        """The same, with what became of its last step."""
+        return replace(self, num_skipped=self.num_skipped + is_skipped)
+
+    def with_evaluation_due(self) -> "Progress":
+        """The same, with its evaluation still to be done: a signal came in the middle of it."""
+        return replace(self, is_evaluation_due=True)
 
     def judged(self, score: Score, metric: str, threshold: float) -> "Progress":
         """After an evaluation: the best so far, and whether patience wears thin."""
@@ -68,20 +83,8 @@ class Progress:
             best_value=value if is_best else self.best_value,
             num_stale=0 if improves else self.num_stale + 1,
             best_reported=value if improves else self.best_reported,
+            is_evaluation_due=False,
         )
-
-
-def recipe_key(recipe: Recipe) -> str:
-    """A hash of what decides the result; a run is only resumed under the same one.
-
-    How long to keep checkpoints, how often to log and what to print may change under a run.
-    """
-    decisive = recipe.model_dump(
-        mode="json",
-        exclude={"description", "extends", "checkpoint", "logging", "report_to", "stopping"},
-    )
-    decisive["evaluation"] = {"rate": recipe.evaluation.rate}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def save_checkpoint(job: Job, progress: Progress, folder: Path) -> Path:
@@ -93,14 +96,16 @@ def save_checkpoint(job: Job, progress: Progress, folder: Path) -> Path:
     accelerator = job.accelerator
     place = folder / f"checkpoint-{progress.step}"
     draft = folder / f".checkpoint-{progress.step}.partial"
+    fault.at("before_save")
     if accelerator.is_main_process:
         with _writing(place):
-            shutil.rmtree(draft, ignore_errors=True)
+            remove_draft(draft)
             (draft / _TRAINING).mkdir(parents=True)
     accelerator.wait_for_everyone()
     with _writing(place):
         _save_training(job, progress, draft / _TRAINING)
         write_weights(job, draft, draft / _TRAINING)
+        fault.at("after_shard_write")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         with _writing(place):
@@ -119,7 +124,7 @@ def save_model(job: Job, place: Path) -> None:
     """
     draft = place.with_name(f".{place.name}.partial")
     if job.accelerator.is_main_process:
-        shutil.rmtree(draft, ignore_errors=True)
+        remove_draft(draft)
     job.accelerator.wait_for_everyone()
     with _writing(place):
         write_weights(job, draft)
@@ -154,7 +159,7 @@ def _save_training(job: Job, progress: Progress, folder: Path) -> None:
         torch.save(state, folder / "optimizer.pt")
     torch.save(_random_states(), folder / f"random-{accelerator.process_index}.pt")
     if accelerator.is_main_process:
-        keys = {"recipe_key": recipe_key(job.recipe), "data_key": job.store.manifest["key"]}
+        keys = {"recipe": describe_recipe(job.recipe), "data_key": job.store.manifest["key"]}
         state = {**asdict(progress), **keys, "world_size": job.plan.world_size}
         (folder / "progress.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
@@ -198,69 +203,90 @@ def choose_checkpoint(folder: Path, resume: str) -> Path | None:
     return None
 
 
-def load_checkpoint(job: Job, place: Path) -> Progress:
+def load_checkpoint(job: Job, place: Path, folder: Path, accepted: Collection[str] = ()) -> Progress:
     """Put a checkpoint's state into a job that was just built; the progress to go on from.
+
+    What changed in the recipe since, and may, is written to changes.jsonl in the run's `folder`.
 
     Raises:
         RunError: it belongs to another recipe or other text, or its shards to another number of processes.
     """
+    fault.at("before_load")
     training = place / _TRAINING
-    state = check_keys(job.recipe, job.store, place)
+    state, changes = check_state(job.recipe, job.store, place, accepted)
     if job.tokenizer.is_fast:
         try:
             check_identity(place)
         except TokenizerError as error:
             raise RunError(RESUME, f"{error}; restore it, or train in another --output") from error
     world_size = state.pop("world_size")
-    if job.plan.zero_stage is not None:
-        if world_size != job.plan.world_size:
-            raise RunError(
-                RESUME, f"{place} holds ZeRO shards of {world_size} processes, not {job.plan.world_size}"
-            )
-        if not (training / _DEEPSPEED).is_dir():
-            raise RunError(RESUME, f"{place} was written without DeepSpeed; resume it without a ZeRO profile")
-        loaded, _ = job.model.load_checkpoint(str(training / _DEEPSPEED), tag="state")  # pyright: ignore[reportCallIssue]
-        if loaded is None:
-            raise RunError(RESUME, f"DeepSpeed found no state in {place}")
+    if job.plan.zero_stage is None:
+        _load_optimizer(job, place, training)
     else:
-        if not (training / "optimizer.pt").is_file():
-            raise RunError(RESUME, f"{place} was written under ZeRO; resume it with the same profile")
-        load_weights(job, read_weights(job, place, training))
-        saved = torch.load(training / "optimizer.pt", weights_only=True)
-        job.optimizer.load_state_dict(saved["optimizer"])
-        if job.accelerator.scaler is not None and saved["scaler"] is not None:
-            job.accelerator.scaler.load_state_dict(saved["scaler"])
+        _load_engine(job, place, training / _DEEPSPEED, world_size)
     own_states = training / f"random-{job.accelerator.process_index}.pt"
     if world_size == job.plan.world_size and own_states.exists():
-        _set_random_states(torch.load(own_states, weights_only=True))
+        _set_random_states(_load_tensors(own_states))
+    if changes and job.accelerator.is_main_process:
+        record_changes(folder, state["step"], changes)
     return Progress(**{**state, "resumed_from": state["step"]})
 
 
-def check_keys(recipe: Recipe, store: Store, place: Path) -> dict[str, Any]:
-    """The state of a checkpoint, which must be of this recipe and this text.
+def _load_optimizer(job: Job, place: Path, training: Path) -> None:
+    if not (training / "optimizer.pt").is_file():
+        raise RunError(RESUME, f"{place} was written under ZeRO; resume it with the same profile")
+    load_weights(job, read_weights(job, place, training))
+    saved = _load_tensors(training / "optimizer.pt")
+    job.optimizer.load_state_dict(saved["optimizer"])
+    if job.accelerator.scaler is not None and saved["scaler"] is not None:
+        job.accelerator.scaler.load_state_dict(saved["scaler"])
+
+
+def _load_engine(job: Job, place: Path, shards: Path, world_size: int) -> None:
+    if world_size != job.plan.world_size:
+        raise RunError(
+            RESUME, f"{place} holds ZeRO shards of {world_size} processes, not {job.plan.world_size}"
+        )
+    if not shards.is_dir():
+        raise RunError(RESUME, f"{place} was written without DeepSpeed; resume it without a ZeRO profile")
+    _check_shards(shards)
+    loaded, _ = job.model.load_checkpoint(str(shards), tag="state")  # pyright: ignore[reportCallIssue]
+    if loaded is None:
+        raise RunError(RESUME, f"DeepSpeed found no state in {place}")
+
+
+def _check_shards(folder: Path) -> None:
+    try:
+        check_shards(folder)
+    except ValueError as error:
+        raise RunError(RESUME, str(error)) from error
+
+
+def _load_tensors(path: Path) -> dict[str, Any]:
+    try:
+        return load_tensors(path)
+    except ValueError as error:
+        raise RunError(RESUME, str(error)) from error
+
+
+def check_state(
+    recipe: Recipe, store: Store, place: Path, accepted: Collection[str] = ()
+) -> tuple[dict[str, Any], list[Change]]:
+    """The state of a checkpoint, which must be of this text and a recipe with the same meaning; what changed.
 
     Raises:
-        RunError: it is of others.
+        RunError: it is of others, or something changed that may not and is not `accepted`.
     """
     state = json.loads((place / _TRAINING / "progress.json").read_text(encoding="utf-8"))
-    if state.pop("recipe_key") != recipe_key(recipe):
-        raise RunError(
-            RESUME,
-            f"{place} was written under another recipe (see {place.parent}/recipe.resolved.yaml); "
-            "restore it, or train in another --output",
-        )
-    if state.pop("data_key") != store.manifest["key"]:
-        raise RunError(
-            RESUME,
-            f"{place} was trained on other text than {recipe.name} has now; restore it, or train in "
-            "another --output",
-        )
-    return state
+    changes = check_resume(state, recipe, data_key=store.manifest["key"], place=place, accepted=accepted)
+    return {key: value for key, value in state.items() if key not in ("recipe", "data_key")}, changes
 
 
 def _rotate(folder: Path, keep: int, protected_steps: set[int | None]) -> None:
     for place in find_checkpoints(folder)[keep:]:
-        if int(place.name.removeprefix("checkpoint-")) not in protected_steps:
+        is_protected = int(place.name.removeprefix("checkpoint-")) in protected_steps
+        if not is_protected and may_remove(place):
+            fault.at("during_rotate")
             shutil.rmtree(place)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.hardware import ProfileError
+from launch.lock import find_holders, refuse_held
 from launch.plan import Plan
 from launch.recipe_check import RecipeError
 from launch.request import Request, add_arguments
@@ -17,7 +18,8 @@ from launch.verdict import REQUEST
 
 EXIT_CODES = """exit codes:
   0 done   1 a defect of ours   2 the request is wrong   3 the machine lacks something
-  4 nothing usable to resume from   5 diverged   143 stopped by a signal"""
+  4 nothing usable to resume from   5 diverged   6 a rank was lost or stalled
+  7 the folder is held by another run   143 stopped by a signal"""
 
 
 def add_run(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -82,7 +84,8 @@ def _render(request: Request, plan: Plan) -> None:
     """Leave the configuration files where the command wants them, unless a run has its own there."""
     from launch.rendering import write_configs
 
-    if plan.errors or (request.output / "metrics.jsonl").exists():
+    is_used = (request.output / "metrics.jsonl").exists() or find_holders(request.output)
+    if plan.errors or is_used:
         return
     try:
         write_configs(request.render(plan), request.output)
@@ -113,6 +116,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from launch.run import execute
 
     request = Request.of(arguments)
+    refuse_held(request.output)
     plan = _make_plan(request)
     if arguments.slurm and not plan.errors:
         return submit_run(plan, arguments, has_gpus=request.profile.gpu is not None)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -16,6 +15,7 @@ from rich.progress import (
 from rich.table import Table
 
 from launch.recipe import Recipe
+from launch.terminal import Console
 from launch.verdict import DONE, Verdict
 
 

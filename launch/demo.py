@@ -3,12 +3,12 @@
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from launch.cli import main as run_verb
 from launch.events import Events, read_events
+from launch.terminal import Console
 
 DEMOS = (("canine-tiny-domains-char", "cpu-2proc"), ("deberta-tiny-encyclopedia-wwm", "cpu-2proc"))
 

@@ -6,11 +6,12 @@ import time
 from itertools import pairwise
 from typing import Any, Protocol
 
-from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from launch.terminal import Console
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SPARKS = " .:-=+*#%@" if not (sys.stdout.encoding or "").lower().startswith("utf") else "▁▂▃▄▅▆▇█"
@@ -121,7 +122,9 @@ class LivePanel:
         event = self._train
         if event:
             figures = Table(box=None, pad_edge=False, header_style="dim")
-            for name in ("loss", "perplexity", "rate", "grad norm", "tokens/s", "data wait", "epoch"):
+            num_skipped = event.get("skipped_steps", 0)
+            names = ("loss", "perplexity", "rate", "grad norm", "tokens/s", "data wait", "epoch")
+            for name in (*names, *(["skipped"] if num_skipped else [])):
                 figures.add_column(name, justify="right")
             figures.add_row(
                 f"{event['loss']:.4f}",
@@ -131,6 +134,7 @@ class LivePanel:
                 f"{event['tokens_per_second']:,.0f}",
                 f"{event['data_wait_fraction']:.1%}",
                 f"{event['epoch']:.2f}",
+                *([f"{num_skipped:,}"] if num_skipped else []),
             )
             grid.add_row(figures)
             grid.add_row(f"[dim]loss[/] {draw_sparkline(self._losses, 60)}")
@@ -141,10 +145,12 @@ def describe(event: dict[str, Any], pace: _Pace) -> str:
     """One event as one line; empty for events that are not for the terminal."""
     step = f"step {event['step']:>{len(f'{pace.num_steps:,}')},}/{pace.num_steps:,}"
     if event["kind"] == "train":
+        num_skipped = event.get("skipped_steps", 0)
+        skipped = f"  {describe_skipped(num_skipped)}" if num_skipped else ""
         return (
             f"{step}  loss {event['loss']:.4f}  perplexity {_exp(event['loss']):,.2f}  "
             f"rate {event['learning_rate']:.2e}  {event['tokens_per_second']:,.0f} tokens/s  "
-            f"data wait {event['data_wait_fraction']:.1%}  left {pace.eta(event['step'])}"
+            f"data wait {event['data_wait_fraction']:.1%}  left {pace.eta(event['step'])}{skipped}"
         )
     if event["kind"] == "eval":
         text = (
@@ -158,6 +164,11 @@ def describe(event: dict[str, Any], pace: _Pace) -> str:
     if event["kind"] == "save":
         return f"{step}  saved {event['path']}"
     return event.get("message", "")
+
+
+def describe_skipped(num_steps: int) -> str:
+    """How many steps so far changed nothing, and why."""
+    return f"{num_steps:,} {'step' if num_steps == 1 else 'steps'} skipped: fp16 overflow"
 
 
 def describe_pair(score: dict[str, Any]) -> str:

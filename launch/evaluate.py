@@ -2,14 +2,22 @@
 
 import math
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from data_pipes.feed import FrozenBatches, move_batch
+from launch import fault
 from launch.engine import sum_over_ranks
+from launch.stop import StopFlag
 from modeling.rtd import NUM_SCORE_BINS, RtdModel
 
+if TYPE_CHECKING:
+    from launch.judging.suite import Suite
+
+_CHECK_EVERY = 4
+"""Batches between two looks whether to stop."""
 _HIDDEN = ("loss_sum", "num_correct", "num_targets")
 _JUDGED = ("discriminator_loss_sum", "num_replaced", "num_positions")
 
@@ -64,7 +72,13 @@ class PairScore(Score):
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, frozen: FrozenBatches, device: torch.device) -> Score:
+def evaluate(
+    model: nn.Module,
+    frozen: FrozenBatches,
+    device: torch.device,
+    stop: StopFlag | None = None,
+    suite: "Suite | None" = None,
+) -> Score:
     """Score a model on every frozen batch.
 
     Each batch has a slot in one table, filled by the rank that owns it and added up in a fixed order in
@@ -74,6 +88,11 @@ def evaluate(model: nn.Module, frozen: FrozenBatches, device: torch.device) -> S
         model: the bare model; a wrapped one would wait for ranks that have a batch less.
         frozen: this rank's batches.
         device: where the model is.
+        stop: looked at every few batches, by all ranks at the same ones.
+        suite: sees every batch, and so needs no pass of its own over them.
+
+    Raises:
+        StopAsked: a rank is asked to stop; nothing has changed.
     """
     is_pair = isinstance(model, RtdModel)
     names = _HIDDEN + _JUDGED if is_pair else _HIDDEN
@@ -81,13 +100,24 @@ def evaluate(model: nn.Module, frozen: FrozenBatches, device: torch.device) -> S
     model.eval()
     sums = torch.zeros(frozen.num_batches, len(names), dtype=torch.float64)
     score_counts = torch.zeros(2, NUM_SCORE_BINS, dtype=torch.int64, device=device)
-    for number, batch in frozen:
+    if suite is not None:
+        suite.restart()
+    num_ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    num_shared = frozen.num_batches // num_ranks  # ranks may differ by one batch
+    for index, (number, batch) in enumerate(frozen):
+        fault.at("in_evaluation")
+        if stop is not None and index % _CHECK_EVERY == 0 and index < num_shared:
+            model.train(was_training)
+            stop.check(device)
+            model.eval()
         output = model(**move_batch(batch, device))
         if number is None:  # it only kept the ranks together
             continue
         sums[number] = torch.stack([output[name].double() for name in names]).cpu()
         if is_pair:
             score_counts += output.score_counts
+        if suite is not None:
+            suite.observe(number, batch["labels"], model, output)
     model.train(was_training)
     totals = sum_over_ranks(sums.to(device)).cpu().sum(dim=0).tolist()
     hidden = Score.of(*totals[: len(_HIDDEN)])

@@ -7,6 +7,7 @@ import torch
 
 from launch.card import write_card
 from launch.predict import find_masked_lm, find_model, load_model
+from launch.removal import remove_draft
 from modeling.pair import load_discriminator
 
 __all__ = ["export", "write_card"]
@@ -47,7 +48,7 @@ def export(run_folder: Path, out_folder: Path, part: str | None = None) -> Path:
         raise ValueError(f"{out_folder} is in use already: name a new or an empty folder to export to")
     out_folder.parent.mkdir(parents=True, exist_ok=True)
     draft = out_folder.with_name(f".{out_folder.name}.partial")
-    shutil.rmtree(draft, ignore_errors=True)
+    remove_draft(draft)
     draft.mkdir()
     try:
         for path in sorted({path for kind in _KINDS for path in source.glob(kind) if path.is_file()}):
@@ -61,7 +62,7 @@ def export(run_folder: Path, out_folder: Path, part: str | None = None) -> Path:
             )
         draft.replace(out_folder)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        remove_draft(draft)
     return out_folder
 
 

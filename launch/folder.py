@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from launch.command import command_text
 from launch.events import read_events
 from launch.recipe_file import resolved_yaml
+from launch.redaction import redact
 
 if TYPE_CHECKING:
     from launch.build import Job
@@ -25,14 +26,16 @@ def write_run_files(folder: Path, job: "Job") -> None:
     }
     for name, text in files.items():
         draft = folder / f".{name}.partial"
-        draft.write_text(text, encoding="utf-8")
+        draft.write_text(redact(text), encoding="utf-8")
         draft.replace(folder / name)
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether a run came to its end."""
+def is_finished(folder: Path, num_steps: int) -> bool:
+    """Whether a run came to its end, which is not before so many steps unless its patience ended it."""
     marks = read_events(folder / "metrics.jsonl").marks
-    return bool(marks) and marks[-1]["kind"] == "end" and (folder / "final").is_dir()
+    if not marks or marks[-1]["kind"] != "end" or not (folder / "final").is_dir():
+        return False
+    return marks[-1].get("reason") == "patience" or marks[-1]["step"] >= num_steps
 
 
 def finish_folder(folder: Path) -> Path:

@@ -1,19 +1,19 @@
 """Judging a saved model on a recipe's evaluation rows, with the recipe's own frozen masks."""
 
-import json
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from data_pipes.feed import FrozenBatches
-from launch.build import build_layout, build_masking, build_tokenizer
-from launch.console import prepare_with_progress
+from launch.build import build_layout, build_masking, build_metrics, build_tokenizer
+from launch.console import prepare_with_progress, print_table
 from launch.display import describe_pair
 from launch.evaluate import PairScore, Score, evaluate
+from launch.judging.passes import Runner
 from launch.objective import read_pair
 from launch.predict import find_masked_lm
 from launch.recipe import Recipe
+from launch.terminal import Console, to_json
 from launch.verdict import REQUEST, RunError
 from modeling import hf
 
@@ -25,7 +25,7 @@ def judge(model: Path, recipe: Recipe, *, as_json: bool) -> int:
 
     Args:
         model: a model folder, or a run folder (its `final`, else its `best`, is taken).
-        recipe: gives rows, masks and family.
+        recipe: gives rows, masks, family and metrics.
         as_json: print an object instead of a line.
 
     Raises:
@@ -34,21 +34,28 @@ def judge(model: Path, recipe: Recipe, *, as_json: bool) -> int:
     folder = next(
         (f for f in (model, model / "final", model / "best") if (f / "config.json").is_file()), model
     )
-    score = score_folder(folder, recipe)
+    score, further = judge_folder(folder, recipe)
     if as_json:
-        print(json.dumps({"model": str(folder), "recipe": recipe.name, **score.as_dict()}))  # noqa: T201
-    else:
-        Console(highlight=False, soft_wrap=True).print(
-            f"{folder}: loss {score.loss:.4f}  perplexity {score.perplexity:,.2f}  "
-            f"accuracy {score.accuracy:.1%}  on {score.num_targets:,} targets of {recipe.name}"
-        )
-        if isinstance(score, PairScore):
-            Console(highlight=False, soft_wrap=True).print(f"discriminator: {describe_pair(score.as_dict())}")
+        found = {"model": str(folder), "recipe": recipe.name, **score.as_dict(), **further}
+        print(to_json(found))  # noqa: T201
+        return 0
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        f"{folder}: loss {score.loss:.4f}  perplexity {score.perplexity:,.2f}  "
+        f"accuracy {score.accuracy:.1%}  on {score.num_targets:,} targets of {recipe.name}"
+    )
+    if isinstance(score, PairScore):
+        console.print(f"discriminator: {describe_pair(score.as_dict())}")
+    if further:
+        print_table(["metric", "value"], [(name, f"{value:,.6g}") for name, value in further.items()])
     return 0
 
 
-def score_folder(folder: Path, recipe: Recipe) -> Score:
-    """The score of a model folder on the recipe's frozen masks, on the GPU if there is one."""
+def judge_folder(folder: Path, recipe: Recipe) -> tuple[Score, dict[str, float]]:
+    """The score of a model folder on the recipe's frozen masks, and its further metrics by name.
+
+    On the GPU if there is one.
+    """
     store = prepare_with_progress(recipe)
     tokenizer = build_tokenizer(recipe, store)
     code_points = store.code_points.tolist() if recipe.model.family == "canine" else None
@@ -65,12 +72,15 @@ def score_folder(folder: Path, recipe: Recipe) -> Score:
         console = Console(stderr=True, highlight=False)
         console.print(f"[yellow]note[/]  {len(report.new)} tensors are not in {folder}: {report.reason}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    layout = build_layout(recipe, tokenizer, store)
     frozen = FrozenBatches(
         store.evaluation,
-        layout=build_layout(recipe, tokenizer, store),
+        layout=layout,
         masking=build_masking(recipe, tokenizer, store, is_frozen=True),
         seed=recipe.training.seed,
         micro_batch=_ROWS_AT_ONCE,
     )
+    suite = build_metrics(recipe, store, tokenizer, Runner(layout, _ROWS_AT_ONCE, device))
     torch.nn.Module.to(model, device)
-    return evaluate(model, frozen, device)
+    score = evaluate(model, frozen, device, suite=suite)
+    return score, suite.measure(model) if suite else {}

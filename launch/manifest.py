@@ -2,14 +2,13 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from data_pipes.files import hash_stream
+from launch import fault
+from launch.removal import MANIFEST, remove_draft
 from launch.verdict import MACHINE, RunError
-
-MANIFEST = "manifest.json"
 
 
 def commit_folder(draft: Path, place: Path) -> None:
@@ -18,16 +17,19 @@ def commit_folder(draft: Path, place: Path) -> None:
     files = {
         name: {"bytes": (draft / name).stat().st_size, "sha256": _hash_file(draft / name)} for name in names
     }
+    fault.at("before_manifest")
     (draft / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
     for path in [*draft.rglob("*"), draft]:
         _flush(path)
     old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    remove_draft(old)
     if place.exists():
         place.rename(old)
+    fault.at("before_rename")
     draft.rename(place)
+    fault.at("after_rename")
     _flush(place.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    remove_draft(old)
 
 
 def find_checkpoints(folder: Path) -> list[Path]:

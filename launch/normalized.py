@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
-from rich.console import Console
 from rich.markup import escape
 
 from data_pipes.building.input import read_sources
@@ -23,6 +22,7 @@ from data_pipes.reading.intake import Intake
 from data_pipes.sources import count_estimate, parse_source
 from data_pipes.split import hash_texts
 from launch.console import count_progress, print_intake
+from launch.terminal import Console
 from launch.verdict import MACHINE, REQUEST, RunError
 
 CARRIED = ("doc_id", "pub_id", "cap_id")

@@ -18,23 +18,30 @@ _RATE_ROWS = 10_000
 
 
 def describe_start(job: "Job", tracker: "Tracker", progress: "Progress") -> None:
-    """Log the data, the weights, the yardsticks and the first fills; on a resume, only that it is one."""
-    if not job.accelerator.is_main_process:
-        return
+    """Log the data, the weights, the yardsticks and the first fills; on a resume, only that it is one.
+
+    All ranks call it.
+    """
     if progress.step:
         tracker.log("resume", progress.step, message=f"going on from step {progress.step:,}")
         return
-    _log_data(job, tracker)
-    _log_rate(job, tracker)
-    _log_weights(job, tracker)
-    _log_yardsticks(job, tracker)
+    if job.accelerator.is_main_process:
+        _log_data(job, tracker)
+        _log_rate(job, tracker)
+        _log_weights(job, tracker)
+        _log_yardsticks(job, tracker)
     fill_samples(job, tracker, 0)
 
 
 def fill_samples(job: "Job", tracker: "Tracker", step: int) -> None:
-    """Fill the recipe's samples with the model as it is and log them."""
+    """Fill the recipe's samples with the model as it is and log them.
+
+    All ranks call it: under ZeRO-3 each has a part of the weights, and one that does not take part in a
+    forward pass leaves the others waiting.
+    """
     samples = job.recipe.evaluation.samples
-    if not samples or not job.accelerator.is_main_process:
+    is_needed = job.accelerator.is_main_process or job.plan.zero_stage == 3
+    if not samples or not is_needed:
         return
     from launch.predict import as_dict, fill_texts
 
@@ -84,7 +91,8 @@ def _log_rate(job: "Job", tracker: "Tracker") -> None:
 
 
 def _log_weights(job: "Job", tracker: "Tracker") -> None:
-    num_parameters = sum(parameter.numel() for parameter in job.bare_model.parameters())
+    # Under ZeRO-3 a parameter is empty where it lies on all ranks, and knows how large it is.
+    num_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in job.bare_model.parameters())
     report = job.load_report
     kernel = f"; attention kernel: {job.kernel}" if job.kernel else ""
     if report is None:

@@ -4,7 +4,7 @@ import importlib.util
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from launch.batch import assume_batch, check_micro_batch, count_rows, list_micro_batches
@@ -85,7 +85,7 @@ def place(asked: Demand) -> Placement:
     errors: list[str] = []
     shardings = _list_shardings(asked, errors)
     switches = None if options.checkpointing is None else options.checkpointing == "on"
-    layouts = list_layouts(shardings, switches, options.loss_chunk)
+    layouts = _list_layouts(asked, shardings, switches, errors)
     placement = Placement(layouts[0], errors=errors)
     num_rows = count_rows(recipe, asked.world_size, errors)
     if num_rows is not None:
@@ -130,6 +130,30 @@ def _list_shardings(asked: Demand, errors: list[str]) -> list[str]:
     if asked.profile.gpu is None:
         return [NONE]
     return [NONE, *(["zero2"] if asked.world_size > 1 else []), *OFFLOADS]
+
+
+def _list_layouts(
+    asked: Demand, shardings: Sequence[str], checkpointing: bool | None, errors: list[str]
+) -> list[Layout]:
+    """The layouts to try; the loss is not cut where that cannot be."""
+    wanted = asked.options.loss_chunk
+    if asked.recipe.objective.kind == "rtd":
+        if wanted not in (None, "off"):
+            errors.append(
+                f"--loss-chunk {wanted}: replaced-token detection samples from all logits; leave it out"
+            )
+        return list_layouts(shardings, checkpointing, "off")
+    layouts = list_layouts(shardings, checkpointing, wanted)
+    if asked.world_size == 1:
+        return layouts
+    # Ranks would cut their targets into unequal numbers of chunks, each of which gathers weights.
+    whole = [replace(one, loss_chunk=None) if one.zero_stage == 3 else one for one in layouts]
+    if wanted not in (None, "off") and whole != layouts:
+        errors.append(
+            f"--loss-chunk {wanted}: ZeRO-3 on several devices gathers weights for each chunk, and each has "
+            "another number of them; leave it out, or take zero2"
+        )
+    return list(dict.fromkeys(whole))
 
 
 def _find_trace(asked: Demand, placement: Placement) -> Trace | None:

@@ -88,8 +88,15 @@ class Plan(BaseModel):
         """The learning rate as a function of the step."""
         assert self.num_steps is not None
         assert self.num_warmup_steps is not None
+        training, extension = recipe.training, recipe.tokenizer.extend if recipe.tokenizer else None
+        first_rate = extension.first_phase.learning_rate if extension and extension.first_phase else None
         return RateSchedule(
-            recipe.training.learning_rate, self.num_steps, self.num_warmup_steps, recipe.training.schedule
+            training.learning_rate,
+            self.num_steps,
+            self.num_warmup_steps,
+            training.schedule,
+            self.num_first_phase_steps,
+            training.learning_rate if first_rate is None else first_rate,
         )
 
     def cadence(self, every: int | Literal["epoch"]) -> Cadence:

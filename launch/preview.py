@@ -1,11 +1,9 @@
 """Preparing a recipe's data by hand, and a look at what will be masked."""
 
-import json
 from itertools import groupby
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
@@ -16,6 +14,7 @@ from data_pipes.rows import Rows
 from launch.build import build_masking, build_tokenizer
 from launch.console import prepare_with_progress, print_intake
 from launch.recipe import Recipe
+from launch.terminal import Console, to_json
 
 FATES = ("masked", "random", "kept")
 _STYLES = {"masked": "bold white on red", "random": "bold black on yellow", "kept": "bold black on green"}
@@ -51,7 +50,7 @@ def preview(recipe: Recipe, *, num_rows: int, as_json: bool) -> int:
     described = describe_rows(rows, hidden, tokenizer, masking.special_pieces)
     if as_json:
         for row in described:
-            print(json.dumps(row, ensure_ascii=False))  # noqa: T201
+            print(to_json(row))  # noqa: T201
         return 0
     console = Console(highlight=False)
     (mask,) = _name(np.array([masking.mask_piece]), tokenizer)

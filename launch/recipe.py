@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from launch.recipe_data import Data
+from launch.recipe_metrics import MetricsChoice, check_metrics
 from launch.recipe_objective import MaskedLM, Objective, ReplacedTokens
 from launch.recipe_part import Part, Rate
 
@@ -52,6 +53,25 @@ class Model(Part):
         return self
 
 
+class FirstPhase(Part):
+    """The first steps of a run, in which only the rows of the new pieces are trained.
+
+    They are part of the run's steps; warmup and decay come after them.
+    """
+
+    steps: float = Field(gt=0)
+    """Below 1 a share of the run's steps, else a whole number of steps."""
+    learning_rate: float | None = Field(None, ge=0, le=1)
+    """The same in each of them; null: the one that the training reaches after its warmup."""
+
+    @field_validator("steps")
+    @classmethod
+    def _check_steps(cls, steps: float) -> float:
+        if steps >= 1 and steps != int(steps):
+            raise ValueError(f"steps is a share below 1 or a whole number, not {steps}")
+        return steps
+
+
 class Extension(Part):
     """Terms that the tokenizer gets as pieces of their own."""
 
@@ -59,6 +79,8 @@ class Extension(Part):
     """A list, one term a line (`vocab mine` writes one); `_` for a space."""
     version: str | None = None
     """Of the tokenizer; null: one up from that of the source."""
+    first_phase: FirstPhase | None = None
+    """Train the rows of the new pieces first, alone; null: train everything from the start."""
 
 
 class Tokenizer(Part):
@@ -105,6 +127,8 @@ class Training(Part):
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Gradients are scaled down to this norm; null: never."""
     seed: int = Field(42, ge=0, lt=2**63)
+    rank_timeout_seconds: int = Field(600, ge=1)
+    """A rank that is not heard of for so long is lost: it is named and the run ends."""
 
     @model_validator(mode="after")
     def _check_length(self) -> "Training":
@@ -125,8 +149,9 @@ class Evaluation(Part):
     """Steps, or `epoch`."""
     rate: Rate | None = None
     """Mask rate of the evaluation rows; null: the training rate."""
-    metrics: list[Literal["loss", "perplexity", "accuracy"]] = ["loss", "perplexity", "accuracy"]
-    """What an evaluation prints; all of them are logged."""
+    metrics: MetricsChoice = ["loss", "perplexity", "accuracy"]
+    """A list: nothing more is measured than these three, which are always logged. A mapping: what is measured
+    beside them, and logged as `eval/<corpus>/<metric>`."""
     samples: list[str] = []
     """Texts with `[MASK]` (words) or `_` (characters) that are filled before and after training."""
 
@@ -219,12 +244,30 @@ def contradictions(parts: dict[str, Part | None]) -> list[tuple[str, str]]:
     if isinstance(data, Data) and characters and "packing" in data.model_fields_set and data.packing:
         found.append(("data.packing", "canine takes one document a row; set packing: false"))
     found += _check_objective(model, objective, parts.get("stopping"))
+    found += _check_first_phase(model, tokenizer, objective)
+    evaluation = parts.get("evaluation")
+    if isinstance(evaluation, Evaluation):
+        is_streaming = isinstance(data, Data) and data.streaming
+        found += check_metrics(evaluation.metrics, model.family, is_streaming=is_streaming)
     trains = isinstance(tokenizer, Tokenizer) and tokenizer.source == "train"
     if isinstance(data, Data) and data.streaming and trains:
         found.append(
             ("data.streaming", "a stream is read once, so that no tokenizer can be trained on it first")
         )
     return found
+
+
+def _check_first_phase(model: Model, tokenizer: Part | None, objective: Part | None) -> list[tuple[str, str]]:
+    extension = tokenizer.extend if isinstance(tokenizer, Tokenizer) else None
+    if extension is None or extension.first_phase is None:
+        return []
+    key = "tokenizer.extend.first_phase"
+    if model.source == "scratch":
+        return [(key, "a model from scratch has no old rows to spare: every row is new; remove this")]
+    if isinstance(objective, ReplacedTokens):
+        text = "the rows of rtd are sums of two embeddings; remove this, or take kind: mlm first"
+        return [(key, text)]
+    return []
 
 
 def _check_objective(model: Model, objective: Part | None, stopping: Part | None) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from launch.recipe import Recipe, contradictions
+from launch.redaction import find_secrets, show
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,10 @@ class Problem:
     key: str
     message: str
     line: int | None = None
+
+    def __post_init__(self):
+        for name in ("key", "message"):
+            object.__setattr__(self, name, show(getattr(self, name)))
 
     def __str__(self) -> str:
         place = f"{self.key} (line {self.line})" if self.line else self.key
@@ -63,6 +68,9 @@ def check_recipe(raw: dict, lines: dict[tuple, int] | None = None) -> tuple[Reci
     for key in raw:
         if key not in Recipe.model_fields:
             problems.append(_unknown_key((key,), Recipe.model_fields, lines))
+    for path, kind in find_secrets(raw):
+        text = f"looks like {kind}, and a recipe is copied into the run's files; keep it in the environment"
+        problems.append(Problem(".".join(map(str, path)), text, lines.get(path)))
     for key, text in contradictions(parts):
         problems.append(Problem(key, text, lines.get(tuple(key.split(".")))))
     return (None if problems else Recipe(**parts)), problems
@@ -175,7 +183,8 @@ def _locate(given: Sequence[int | str], raw: Any) -> tuple[tuple, list[str], Fie
             beside = [name for model in models for name in model.model_fields]
             fields = [model.model_fields[part] for model in models if part in model.model_fields]
             field = fields[0] if fields else field
-            models = [model for found in fields for model in _models_in(found.annotation)]
+            if fields:  # else a tag or type name that pydantic puts between, or a key that is not known
+                models = [model for found in fields for model in _models_in(found.annotation)]
         items: Any = dict(enumerate(place)) if isinstance(place, list) else place
         is_key = isinstance(items, dict) and part in items
         if is_key or (index == len(given) - 1 and isinstance(place, dict) and isinstance(part, str)):

@@ -10,7 +10,7 @@ import yaml
 
 from launch.recipe import Recipe
 from launch.recipe_check import Problem, RecipeError, check_recipe
-from launch.strict_yaml import StrictYamlError, key_lines, load_yaml
+from launch.strict_yaml import StrictYamlError, key_lines, load_yaml, read_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "recipes"
@@ -91,10 +91,10 @@ def json_schema() -> str:
 
 def _read_mapping(path: Path) -> tuple[dict, dict[tuple, int]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         raw = load_yaml(text)
         lines = key_lines(text)
-    except (StrictYamlError, UnicodeDecodeError) as error:
+    except StrictYamlError as error:
         raise RecipeError(str(path), [Problem("", str(error))]) from error
     if not isinstance(raw, dict):
         given = type(raw).__name__

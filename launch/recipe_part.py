@@ -10,4 +10,4 @@ Rate = Annotated[float, Field(gt=0, lt=1)]
 class Part(BaseModel):
     """A strict, frozen piece of a recipe; the text under a field is its description in the schema."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)

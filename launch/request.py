@@ -11,9 +11,12 @@ from launch.calibrate import find_calibration
 from launch.command import build_command, build_environment, shown
 from launch.corpus import measure_corpus
 from launch.hardware import Profile, detect_profile, find_profile
+from launch.liveness import RANK_TIMEOUT
+from launch.lock import NO_LOCK
 from launch.options import Options
 from launch.plan import Plan, make_plan
 from launch.recipe import Recipe
+from launch.recipe_change import parse_accepted
 from launch.recipe_file import read_recipe
 from launch.rendering import render_configs
 from launch.verdict import REQUEST, RunError
@@ -32,6 +35,8 @@ class Request:
     output: Path
     resume: str
     overrides: tuple[str, ...]
+    accepted: tuple[str, ...] = ()
+    """Keys of the recipe whose change a resume may accept."""
 
     @classmethod
     def of(cls, arguments: argparse.Namespace, default_profile: str | None = None) -> "Request":
@@ -65,7 +70,10 @@ class Request:
         if resume not in ("auto", "never") and not Path(resume).is_dir():
             raise RunError(REQUEST, f"--resume {resume}: wanted auto, never, or the folder of a checkpoint")
         overrides = tuple(arguments.overrides)
-        return cls(arguments.recipe, recipe, profile, options, output, resume, overrides)
+        if arguments.no_lock:
+            os.environ[NO_LOCK] = "1"
+        accepted = parse_accepted(arguments.accept_changes)
+        return cls(arguments.recipe, recipe, profile, options, output, resume, overrides, accepted)
 
     def plan(self, memory: Literal["traced", "cached", "none"] = "none") -> Plan:
         """Make the plan, with its command and environment; `memory` is that of `make_plan`."""
@@ -77,9 +85,11 @@ class Request:
                 self.recipe, self.profile, self.options, corpus, memory=memory, calibration=calibration
             )
         extra = [*(() if self.resume == "auto" else ("--resume", self.resume)), *self.overrides]
+        extra += ["--accept-changes", ",".join(self.accepted)] if self.accepted else []
         command = build_command(plan, self.profile, self.reference, output=self.output, extra=extra)
         num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         wanted = build_environment(plan, self.profile, num_cores)
+        wanted[RANK_TIMEOUT] = str(self.recipe.training.rank_timeout_seconds)
         environment = {name: os.environ.get(name, value) for name, value in wanted.items()}
         found: dict[str, Any] = {"output": str(self.output), "command": command, "environment": environment}
         return plan.model_copy(update=found)
@@ -137,6 +147,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compute-capability", type=float, metavar="CC", help="of the own GPU, 8.0 for instance"
     )
     parser.add_argument("--output", metavar="DIR", help="the run folder; default runs/<recipe name>")
+    parser.add_argument(
+        "--accept-changes", default="", metavar="KEY[,KEY]", help="keys whose new value a resume takes"
+    )
+    parser.add_argument(
+        "--no-lock", action="store_true", help="for file systems without locks: nothing stops a second run"
+    )
     parser.add_argument(
         "--resume", default="auto", metavar="auto|never|PATH", help="where to start from; default auto"
     )

@@ -14,18 +14,26 @@ class RateSchedule:
         num_steps: steps in the run.
         num_warmup_steps: the first of them, in which the rate rises in a line.
         shape: how it falls from then on.
+        num_first_phase_steps: steps before the warmup, at a rate of their own.
+        first_phase_rate: that rate.
     """
 
     peak: float
     num_steps: int
     num_warmup_steps: int
     shape: Literal["linear", "cosine", "constant"]
+    num_first_phase_steps: int = 0
+    first_phase_rate: float = 0.0
 
     def at(self, step: int) -> float:
         """The rate of the update that makes `step` (from 1); it is never zero unless the peak is."""
+        if step <= self.num_first_phase_steps:
+            return self.first_phase_rate
+        step -= self.num_first_phase_steps
+        num_steps = self.num_steps - self.num_first_phase_steps
         if step <= self.num_warmup_steps:
             return self.peak * step / self.num_warmup_steps
-        left = (self.num_steps - step + 1) / (self.num_steps - self.num_warmup_steps)
+        left = (num_steps - step + 1) / (num_steps - self.num_warmup_steps)
         if self.shape == "linear":
             return self.peak * left
         if self.shape == "cosine":
@@ -65,3 +73,23 @@ class Cadence:
 def resolve_warmup(warmup_steps: float, num_steps: int) -> int:
     """Warmup in steps; a value below 1 is a share of the run, rounded up."""
     return math.ceil(warmup_steps * num_steps - 1e-9) if warmup_steps < 1 else int(warmup_steps)
+
+
+def resolve_first_phase(steps: float, num_steps: int, num_warmup_steps: int) -> tuple[int, str | None]:
+    """The first phase in steps, and why it cannot be, if so; the warmup comes after it.
+
+    Args:
+        steps: a value below 1 is a share of the run, rounded up.
+        num_steps: in the run.
+        num_warmup_steps: of them.
+    """
+    num_first = resolve_warmup(steps, num_steps)
+    left = num_steps - num_warmup_steps
+    if num_first < left:
+        return num_first, None
+    given = f"{num_first:,} steps in which only new rows are trained"
+    warmup = f" and a warmup of {num_warmup_steps:,}" if num_warmup_steps else ""
+    return num_first, (
+        f"tokenizer.extend.first_phase.steps: {given}{warmup} leave none of the {num_steps:,} steps of the "
+        f"run; set it to 0.1 ({resolve_warmup(0.1, num_steps):,} steps)"
+    )

@@ -8,15 +8,21 @@ import torch
 from torch import Tensor
 
 from data_pipes.feed import StepBatch, move_batch
+from launch import fault
 from launch.build import Job
 from launch.engine import sum_over_ranks
-from launch.optim import clip_gradients
+from launch.new_rows import enter_step
+from launch.optim import clip_gradients, set_rate
+from launch.track import Tracker
 from launch.verdict import DIVERGED, RunError
 
 
 @dataclass
 class Outcome:
-    """What a step did on all ranks: means of the terms of its loss by name, the norm before clipping, ..."""
+    """What a step did on all ranks: means of the terms of its loss by name, the norm before clipping, ...
+
+    A step whose gradient overflowed under fp16 is skipped: the weights are as before, and there is no norm.
+    """
 
     means: dict[str, float]
     num_targets: int
@@ -26,6 +32,15 @@ class Outcome:
     grad_norm: float | None
     epoch: float
     is_asked_to_stop: bool
+    is_skipped: bool = False
+
+
+def begin_step(job: Job, tracker: Tracker, step: int, rate: float) -> None:
+    """Say that a step begins, and write what it is taken with."""
+    job.stop.mark("step", step)
+    fault.at("before_step", step=step)
+    set_rate(job.optimizer, rate)
+    enter_step(job, tracker, step)
 
 
 def take_step(job: Job, batch: StepBatch) -> Outcome:
@@ -51,7 +66,7 @@ def take_step(job: Job, batch: StepBatch) -> Outcome:
         with accelerator.accumulate(job.model):
             output = job.model(**move_batch(micro_batch, device))
             sums = [output[f"{term.name}_sum"] for term in terms]
-            accelerator.backward(sum(map(operator.mul, sums, scales)))
+            accelerator.backward(fault.poison("before_backward", sum(map(operator.mul, sums, scales))))
             if accelerator.sync_gradients:
                 grad_norm = clip(job)
             job.optimizer.step()
@@ -59,9 +74,13 @@ def take_step(job: Job, batch: StepBatch) -> Outcome:
         totals += torch.stack(sums).detach().double()
     found = sum_over_ranks(totals).tolist()
     means = {term.name: total / size for term, total, size in zip(terms, found, sizes, strict=True)}
-    norm = math.nan if grad_norm is None else float(grad_norm)
+    is_skipped = accelerator.optimizer_step_was_skipped
+    # DeepSpeed still has the norm of the step before a skipped one.
+    norm = math.nan if grad_norm is None or is_skipped else float(grad_norm)
     norm = check_finite(sum(means.values()), norm, job.plan.precision)
-    return Outcome(means, sizes[0], num_rows, num_pieces, num_flops, norm, batch.epoch, num_asked > 0)
+    return Outcome(
+        means, sizes[0], num_rows, num_pieces, num_flops, norm, batch.epoch, num_asked > 0, is_skipped
+    )
 
 
 def check_finite(loss: float, grad_norm: float, precision: str) -> float | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from launch.recipe import Recipe
-from launch.schedule import Cadence, resolve_warmup
+from launch.schedule import Cadence, resolve_first_phase, resolve_warmup
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,13 @@ def count_steps(recipe: Recipe, corpus: Corpus, errors: list[str]) -> dict[str, 
         if corpus.num_tokens:
             numbers["num_tokens"] = round(num_rows_seen * corpus.num_tokens / corpus.num_rows)
     _check_warmup(recipe, num_steps, numbers["num_warmup_steps"], errors)
+    extension = recipe.tokenizer.extend if recipe.tokenizer else None
+    if extension is not None and extension.first_phase is not None:
+        num_first, problem = resolve_first_phase(
+            extension.first_phase.steps, num_steps, numbers["num_warmup_steps"]
+        )
+        numbers["num_first_phase_steps"] = num_first
+        errors += [problem] if problem else []
     for section, what in (("evaluation", "evaluation"), ("checkpoint", "save")):
         every = getattr(recipe, section).every
         if every == "epoch" and not corpus.num_rows:

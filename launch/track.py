@@ -59,7 +59,7 @@ class Tracker:
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, int | float) and kind in ("train", "eval"):
-                    self._board.add_scalar(f"{kind}/{name}", value, step)
+                    self._board.add_scalar(f"{kind}/{name.removeprefix(f'{kind}/')}", value, step)
         if self._display is not None:
             self._display.show(event)
 

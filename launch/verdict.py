@@ -8,10 +8,13 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-DONE, DEFECT, REQUEST, MACHINE, RESUME, DIVERGED, STOPPED = 0, 1, 2, 3, 4, 5, 143
+from launch.redaction import show
+
+DONE, DEFECT, REQUEST, MACHINE, RESUME, DIVERGED, LOST, HELD, STOPPED = 0, 1, 2, 3, 4, 5, 6, 7, 143
+"""LOST: a rank was killed or is not heard of. HELD: another run holds the folder; nothing was touched."""
 _NAME = "verdict.json"
 UNDER_RUN = "MASKWRIGHT_UNDER_RUN"
-"""Set for trainers that `maskwright run` starts: it prints their verdict, they need not."""
+"""Set for trainers that `maskwright run` starts, to its process: it prints their verdict, they need not."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,16 @@ class Verdict:
     exit_code: int
     message: str
 
+    def __post_init__(self):
+        object.__setattr__(self, "message", show(self.message))
+
 
 class RunError(Exception):
     """A run cannot go on for a known reason; carries its verdict."""
 
     def __init__(self, exit_code: int, message: str):
-        super().__init__(message)
         self.verdict = Verdict(exit_code, message)
+        super().__init__(self.verdict.message)
 
 
 def make_folder(folder: Path) -> Path:

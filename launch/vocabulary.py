@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from rich.console import Console
 
 from launch.console import count_progress, print_intake, print_table
 from launch.corpus import describe_source, find_tokenizer, store_arguments
 from launch.recipe import Recipe
+from launch.terminal import Console, escape_json
 from launch.verdict import MACHINE, REQUEST, RunError
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def report(
         texts = _read_texts(recipe, is_training_only=False)
         found = report_fragments(texts, _load(before), _load(after), wanted)
     if as_json:
-        print(found.to_json())  # noqa: T201
+        print(escape_json(found.to_json()))  # noqa: T201
     else:
         _print_report(found)
     return 0

@@ -87,6 +87,8 @@ class CanineForMaskedLM(CaninePreTrainedModel):
     """
 
     sparse_last_layer: bool = False
+    loss_chunk: int | None = None
+    """Targets whose logits exist at a time (see `modeling.heads.score_targets`); None: all of a batch."""
     _compiled_score: Callable[..., MaskedLMOutput] | None = None
 
     def __init__(self, config: CanineConfig, head_code_points: Sequence[int] | None = None):
@@ -116,7 +118,9 @@ class CanineForMaskedLM(CaninePreTrainedModel):
         labels: Tensor | None = None,
         **options: Any,
     ) -> MaskedLMOutput:
-        """Logits [B, L, V] without labels; with them loss, counts and (in eval mode) logits [K, V].
+        """Logits [B, L, V] without labels; with them loss, counts and, it may be, logits [K, V].
+
+        Those are given in eval mode without `loss_chunk`.
 
         All tensors are [B, L]; `labels` are code points, or -100. Rows shorter than `row_slots` asks for are
         padded here, so any length gives the right output, for the slots that were given. `options` go to
@@ -157,9 +161,7 @@ class CanineForMaskedLM(CaninePreTrainedModel):
         if labels is None:
             output = MaskedLMOutput(logits=self.head(hidden_BLD))
         else:
-            output = score_targets(
-                hidden_BLD, self.map_labels(labels), self.head, keep_logits=not self.training
-            )
+            output = score_targets(hidden_BLD, self.map_labels(labels), self.head, **self._scoring())
         output.hidden_states, output.attentions = encoded.hidden_states, encoded.attentions
         return output
 
@@ -190,7 +192,11 @@ class CanineForMaskedLM(CaninePreTrainedModel):
         targets = find_targets(self.map_labels(labels[:, :num_outputs]))
         queries = arrange_queries(targets.slots, input_ids.shape[0], num_outputs)
         hidden_KD = encode_queries(self.canine, input_ids, attention_mask, token_type_ids, queries)
-        return score_hidden(hidden_KD, targets.labels, self.head, keep_logits=not self.training)
+        return score_hidden(hidden_KD, targets.labels, self.head, **self._scoring())
+
+    def _scoring(self) -> dict[str, Any]:
+        is_whole = self.loss_chunk is None
+        return {"keep_logits": is_whole and not self.training, "chunk": self.loss_chunk}
 
     def _is_sparse(self, options: Mapping[str, Any]) -> bool:
         """Not where more than the targets is asked for, or other input than code points is given."""

@@ -17,8 +17,18 @@ def compile_model(model: DebertaForMaskedLM | CanineForMaskedLM, **options: Any)
     process, let it stay a symbol instead of breaking the graph; rows of another length are compiled anew, as
     often as a third one allows.
 
+    A loss in chunks runs the head as often as the targets of a batch ask for, which no one graph does.
+
     Of a CANINE, which is given back itself, what a batch with labels runs is compiled (`compile_rows`).
+
+    Raises:
+        ValueError: the model has a `loss_chunk`.
     """
+    if model.loss_chunk is not None:
+        raise ValueError(
+            f"loss_chunk is {model.loss_chunk}: a model in one graph takes the loss of all targets at once, "
+            "set loss_chunk to None"
+        )
     torch._dynamo.config.capture_dynamic_output_shape_ops = True
     torch._dynamo.config.capture_scalar_outputs = True
     # By itself 8, beyond which a whole graph is an error in the middle of a run.

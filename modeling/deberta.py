@@ -34,6 +34,8 @@ class DebertaForMaskedLM(DebertaEncoding, DebertaV2ForMaskedLM):
     sparse_last_layer: bool = False
     keeps_logits: bool = False
     """Give the logits [K, V] in training too, for whoever samples from them."""
+    loss_chunk: int | None = None
+    """Targets whose logits exist at a time (see `modeling.heads.score_targets`); None: all of a batch."""
 
     def __init__(self, config: DebertaV2Config):
         super().__init__(config)
@@ -57,7 +59,9 @@ class DebertaForMaskedLM(DebertaEncoding, DebertaV2ForMaskedLM):
         document_ids: Tensor | None = None,
         **options: Any,
     ) -> MaskedLMOutput:
-        """Logits [B, L, V] without labels; with them loss, counts and (in eval mode) logits [K, V].
+        """Logits [B, L, V] without labels; with them loss, counts and, it may be, logits [K, V].
+
+        Those are given in eval mode without `loss_chunk`.
 
         All tensors are [B, L]. `document_ids` is 0 at padding and counts the documents of a row from 1: slots
         attend within their document only, and the outputs are those of the documents alone. `options` are
@@ -82,15 +86,15 @@ class DebertaForMaskedLM(DebertaEncoding, DebertaV2ForMaskedLM):
         if labels is None:
             output = MaskedLMOutput(logits=self.decode(hidden))
         elif targets is None:
-            output = score_targets(
-                hidden, labels, self.decode, keep_logits=self.keeps_logits or not self.training
-            )
+            output = score_targets(hidden, labels, self.decode, **self._scoring())
         else:
-            output = score_hidden(
-                hidden, targets.labels, self.decode, keep_logits=self.keeps_logits or not self.training
-            )
+            output = score_hidden(hidden, targets.labels, self.decode, **self._scoring())
         output.hidden_states, output.attentions = encoded.hidden_states, encoded.attentions
         return output
+
+    def _scoring(self) -> dict[str, Any]:
+        keeps_logits = self.keeps_logits or (self.loss_chunk is None and not self.training)
+        return {"keep_logits": keeps_logits, "chunk": self.loss_chunk}
 
     def _is_sparse(self, options: Mapping[str, Any]) -> bool:
         """Not where more than the targets is asked for, or where a convolution over all slots comes last."""

@@ -66,6 +66,10 @@ ARCHITECTURES = {
 class TargetScoring:
     """A mixin in front of a masked language model of transformers."""
 
+    loss_chunk: int | None = None
+    """Targets whose logits exist at a time (see `modeling.heads.score_targets`); None: all of a batch. Of use
+    where the architecture is known."""
+
     @can_return_tuple
     def forward(
         self: Any,
@@ -75,7 +79,9 @@ class TargetScoring:
         document_ids: Tensor | None = None,
         **options: Any,
     ) -> MaskedLMOutput:
-        """Logits [B, L, V] without labels; with them loss, counts and (in eval mode) logits [K, V].
+        """Logits [B, L, V] without labels; with them loss, counts and, it may be, logits [K, V].
+
+        Those are given in eval mode without `loss_chunk`.
 
         All tensors are [B, L]. `document_ids` is 0 at padding and counts the documents of a row from 1: slots
         attend within their document only. `options` are those of the model in transformers.
@@ -104,7 +110,11 @@ class TargetScoring:
         encoded = self.base_model(**options)
         hidden_BLD = encoded.last_hidden_state
         output = score_targets(
-            hidden_BLD, labels, lambda hidden: known.decode(self, hidden), keep_logits=not self.training
+            hidden_BLD,
+            labels,
+            lambda hidden: known.decode(self, hidden),
+            keep_logits=self.loss_chunk is None and not self.training,
+            chunk=self.loss_chunk,
         )
         output.hidden_states, output.attentions = encoded.hidden_states, encoded.attentions
         return output

@@ -41,7 +41,25 @@ def test_deepspeed_files_hold_zero_only_and_load(path):
     assert raw["fp16"] == raw["bf16"] == {"enabled": "auto"}
     assert set(raw) == {*DECIDED_BY_THE_PLAN, "fp16", "bf16", "zero_optimization"}
     plugin = DeepSpeedPlugin(hf_ds_config=str(path))
-    assert plugin.zero_stage == raw["zero_optimization"]["stage"]
+    zero = raw["zero_optimization"]
+    assert plugin.zero_stage == zero["stage"]
+    # DeepSpeed's default of 5e8 elements is 1 GB in fp16, twice that with overlap_comm, however small the
+    # model: a fifth of a card with 11 GB. These are 0.1 GB each, large enough for full bandwidth; a larger
+    # gradient (the embedding of DeBERTa-v3 has 98 million elements) is reduced where it lies.
+    assert zero["reduce_bucket_size"] == 50_000_000
+    assert zero["contiguous_gradients"]
+    assert zero["overlap_comm"]
+    stem = path.stem
+    assert stem == f"zero{zero['stage']}" + {
+        (False, False): "", (True, False): "-offload", (True, True): "-offload-parameters"
+    }["offload_optimizer" in zero, "offload_param" in zero]  # fmt: skip
+
+
+def test_every_stage_is_there_with_and_without_an_offload():
+    names = [f"zero{stage}{offload}" for stage in (1, 2, 3) for offload in ("", "-offload")]
+    assert list_shardings() == ["none", *sorted([*names, "zero3-offload-parameters"])]
+    for name in list_shardings()[1:]:
+        assert (ACCELERATE_CONFIGS / f"{name}.yaml").is_file()
 
 
 @pytest.mark.parametrize("sharding", list_shardings())

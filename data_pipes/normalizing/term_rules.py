@@ -34,6 +34,8 @@ SHIPPED = Path(__file__).parent / "shipped"
 JOINTS = ("space", "hyphen")
 MAX_WORDS = 8
 MAX_EXPANSIONS = 200
+MAX_CHARACTERS = 16 << 20
+MAX_DEPTH = 20
 WORD = re.compile(r"\w+")
 _TERM_GAP = re.compile(r" |-|\. ?|['\u2019]")
 _ITEM = re.compile(r"([a-z][a-z0-9_]*(?:\|[a-z][a-z0-9_]*)*)(\?|\{(\d),(\d)\}|\{(\d)\})?")
@@ -93,7 +95,22 @@ class TermRules:
 
 
 class _Loader(yaml.BaseLoader):
-    """Every scalar is a string, so that `No` and `10` stay terms; a key must not stand twice."""
+    """Every scalar is a string, so that `No` and `10` stay terms; a key must not stand twice.
+
+    Aliases are refused, since nine lines of them stand for a gigabyte, and so is nesting beyond MAX_DEPTH.
+    """
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()
+        self._depth += 1
+        if isinstance(event, yaml.AliasEvent) or self._depth > MAX_DEPTH:
+            what = "an alias" if isinstance(event, yaml.AliasEvent) else f"nested more than {MAX_DEPTH} deep"
+            raise NormalizerError(f"line {event.start_mark.line + 1}: {what}; write the terms out")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         keys = [str(self.construct_object(key, deep=True)) for key, _ in node.value]
@@ -127,7 +144,11 @@ def read_term_rules(path: Path) -> TermRules:
         NormalizerError: with the file, the key and what to change.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_CHARACTERS + 1)
+        if len(text) > MAX_CHARACTERS:
+            raise NormalizerError(f"is longer than {MAX_CHARACTERS:,} characters; part it")
+        data = yaml.load(text, Loader=_Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, NormalizerError) as error:
         raise NormalizerError(f"{path}: cannot be read: {error}") from error
     try:

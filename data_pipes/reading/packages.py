@@ -1,6 +1,7 @@
 """Packages: data files inside wheels of PyPI, pinned by version and hash, read without installing them."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,11 +16,15 @@ import pyarrow as pa
 
 from data_pipes.documents import Batch, SourceError, Split, build_column_from_bytes
 from data_pipes.files import find_cache_root, hash_stream, hold_lock
+from data_pipes.reading.archives import MAX_EXPANSION, MIN_BOMB_BYTES
 from data_pipes.reading.columns import Columns, cut_batches, make_column
-from data_pipes.reading.intake import BadInputError, Intake
+from data_pipes.reading.intake import BadInputError, Intake, escape
 from data_pipes.reading.records import Fields, Row, build_rows, take_fields
 
 BATCH_DOCUMENTS = 1 << 17
+# PEP 508 and PEP 440, in ASCII.
+NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
+VERSION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.!+_-]{0,98}[A-Za-z0-9])?")
 
 
 class Package(Protocol):
@@ -43,6 +48,20 @@ class Package(Protocol):
     def group_key(self) -> str | None: ...  # noqa: D102
     @property
     def split(self) -> Split: ...  # noqa: D102
+
+
+def check_pin(package: Package) -> None:
+    """Refuse what is no plain name and version.
+
+    pip takes options and addresses in the place of a name (`-r URL`, `x @ file:///folder`), and builds what
+    it finds there, which runs its code; a folder of the cache is named by both.
+
+    Raises:
+        SourceError: it is something else.
+    """
+    for what, text, pattern in (("name", package.name, NAME), ("version", package.version, VERSION)):
+        if not isinstance(text, str) or not pattern.fullmatch(text):
+            raise SourceError(f"{escape(str(text))!r} is no {what} of a package; write it as on PyPI")
 
 
 def find_wheel(package: Package, cache_root: Path | str | None = None) -> Path | None:
@@ -87,6 +106,7 @@ def fetch_wheel(package: Package, cache_root: Path | str | None = None) -> Path:
 
 
 def _wheel_folder(package: Package, cache_root: Path | str | None) -> Path:
+    check_pin(package)
     return find_cache_root(cache_root) / "packages" / f"{package.name}-{package.version}"
 
 
@@ -115,6 +135,12 @@ def read_member(
         if package.member not in archive.namelist():
             raise SourceError(
                 f"{wheel.name} has no member {package.member!r}; list them with `unzip -l {wheel}`"
+            )
+        size = archive.getinfo(package.member)
+        if size.file_size > max(MIN_BOMB_BYTES, MAX_EXPANSION * size.compress_size):
+            raise SourceError(
+                f"{place}: {size.compress_size} packed bytes hold {size.file_size}, over {MAX_EXPANSION} "
+                "times as many; take another package"
             )
         data = archive.read(package.member)
     if package.format not in FORMATS:

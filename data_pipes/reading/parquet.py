@@ -15,7 +15,7 @@ import pyarrow.parquet
 
 from data_pipes.documents import Batch, SourceError, Split, pc
 from data_pipes.reading import lines
-from data_pipes.reading.archives import open_file
+from data_pipes.reading.archives import MAX_EXPANSION, MIN_BOMB_BYTES, open_file
 from data_pipes.reading.columns import (
     BATCH_BYTES,
     BATCH_ROWS,
@@ -33,6 +33,7 @@ from data_pipes.reading.records import Fields
 
 # Few rows at once: a dictionary page lets a small file hold 100,000 copies of a value of 1 MiB.
 STEP_ROWS = 1024
+STEP_BYTES = 1 << 28
 BUFFER_BYTES = 1 << 20
 
 
@@ -47,6 +48,7 @@ def read_parquet(path: Path, fields: Fields, split: Split, intake: Intake) -> It
         names = file.schema_arrow.names
         check_columns(names, fields, escape(path))
         wanted = [name for name in fields.names if name in names]
+        _check_expansion(file, wanted, path)
         for table in _read_tables(file, wanted, path):
             columns = take_table(table, first_row, fields, escape(path), intake)
             first_row += table.num_rows
@@ -82,14 +84,62 @@ def _translate(error: Exception, path: Path) -> Exception:
 def _read_tables(file: pyarrow.parquet.ParquetFile, wanted: list[str], path: Path) -> Iterator[pa.Table]:
     """Steps of rows, joined to tables of about BATCH_BYTES."""
     held: list[pa.RecordBatch] = []
-    steps = file.iter_batches(batch_size=STEP_ROWS, columns=wanted, use_threads=False)
-    while (step := _read_step(steps, path)) is not None:
+    for step in _read_steps(file, wanted, path):
         held.append(step)
         if sum(part.nbytes for part in held) >= BATCH_BYTES or sum(map(len, held)) + STEP_ROWS > BATCH_ROWS:
             yield pa.Table.from_batches(held)
             held = []
     if held:
         yield pa.Table.from_batches(held)
+
+
+def _read_steps(file: pyarrow.parquet.ParquetFile, wanted: list[str], path: Path) -> Iterator[pa.RecordBatch]:
+    """Few rows at a time, of each group as few as keep a step below STEP_BYTES."""
+    for group in range(file.num_row_groups):
+        num_rows = _choose_step(file, group, wanted, path)
+        steps = file.iter_batches(batch_size=num_rows, row_groups=[group], columns=wanted, use_threads=False)
+        while (step := _read_step(steps, path)) is not None:
+            yield step
+
+
+def _choose_step(file: pyarrow.parquet.ParquetFile, group: int, wanted: list[str], path: Path) -> int:
+    """Rows of a step: all of them could hold the longest value of a dictionary page."""
+    suspects = [
+        column.path_in_schema
+        for column in _list_chunks(file, group, wanted)
+        if column.has_dictionary_page and column.total_uncompressed_size * STEP_ROWS > STEP_BYTES
+    ]
+    if not suspects:
+        return STEP_ROWS
+    try:
+        with pyarrow.parquet.ParquetFile(path, read_dictionary=suspects, metadata=file.metadata) as probe:
+            first = next(probe.iter_batches(batch_size=1, row_groups=[group], columns=suspects))
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise _translate(error, path) from error
+    longest = 1
+    for column in first.columns:
+        if pa.types.is_dictionary(column.type) and len(column.dictionary):
+            longest = max(longest, pc.max(pc.binary_length(column.dictionary)).as_py() or 1)
+    return max(1, min(STEP_ROWS, STEP_BYTES // longest))
+
+
+def _check_expansion(file: pyarrow.parquet.ParquetFile, wanted: list[str], path: Path) -> None:
+    """Refuse columns that unpack to far too much, as `archives` does."""
+    for group in range(file.num_row_groups):
+        for column in _list_chunks(file, group, wanted):
+            packed, unpacked = column.total_compressed_size, column.total_uncompressed_size
+            if unpacked > max(MIN_BOMB_BYTES, MAX_EXPANSION * packed):
+                raise SourceError(
+                    f"{escape(path)} cannot be read: {packed} packed bytes of the column "
+                    f"{escape(column.path_in_schema)} hold {unpacked}, over {MAX_EXPANSION} times as "
+                    "many; if that is right, write it without compression"
+                )
+
+
+def _list_chunks(file: pyarrow.parquet.ParquetFile, group: int, wanted: list[str]) -> list[Any]:
+    chunks = file.metadata.row_group(group)
+    columns = [chunks.column(index) for index in range(chunks.num_columns)]
+    return [column for column in columns if column.path_in_schema in wanted]
 
 
 def _read_step(steps: Iterator[pa.RecordBatch], path: Path) -> pa.RecordBatch | None:

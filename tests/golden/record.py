@@ -39,7 +39,7 @@ def train(recipe_name: str) -> None:
     from launch.hardware import find_profile
     from launch.optim import set_rate
     from launch.options import Options
-from launch.plan import make_plan
+    from launch.plan import make_plan
     from launch.recipe_file import read_recipe
     from launch.step import take_step
 

@@ -8,12 +8,10 @@ from launch.checkpoint import (
     Progress,
     choose_checkpoint,
     find_checkpoints,
-    recipe_key,
     set_aside_newer,
 )
 from launch.evaluate import Score
 from launch.manifest import commit_folder, find_damage
-from launch.recipe_file import read_recipe
 from launch.verdict import RunError
 
 
@@ -164,22 +162,3 @@ def test_accuracy_gets_better_upwards():
     )
     assert (progress.best_step, progress.best_value, progress.num_stale) == (1, 0.3, 0)
     assert progress.at(2).judged(score(0.1, 0.3), "accuracy", 0.0).num_stale == 1
-
-
-@pytest.mark.parametrize(
-    ("override", "same"),
-    [
-        ("logging.every=7", True),
-        ("checkpoint.keep=5", True),
-        ("stopping={patience: 2}", True),
-        ("evaluation.every=7", True),
-        ("training.learning_rate=1e-3", False),
-        ("training.seed=1", False),
-        ("objective.masking.rate=0.2", False),
-        ("evaluation.rate=0.2", False),
-        ("data.row_length=32", False),
-    ],
-)
-def test_a_run_resumes_only_under_a_recipe_with_the_same_result(override, same):
-    name = "deberta-tiny-encyclopedia-wwm"
-    assert (recipe_key(read_recipe(name)) == recipe_key(read_recipe(name, [override]))) is same

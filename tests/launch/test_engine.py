@@ -46,6 +46,9 @@ def fake_model(kind, stage=None):
         ("cpu-2proc-zero2", "DeepSpeedEngine", 2, True),
         ("cpu-2proc-zero2", "DeepSpeedEngine", 1, False),
         ("cpu-2proc-zero2", "DistributedDataParallel", None, False),
+        ("cpu-2proc-zero1", "DeepSpeedEngine", 1, True),
+        ("cpu-2proc-zero3", "DeepSpeedEngine", 3, True),
+        ("cpu-2proc-zero3", "DeepSpeedEngine", 2, False),
     ],
 )
 def test_a_prepared_model_that_is_not_the_planned_engine_is_refused(profile, kind, stage, is_right):
@@ -87,6 +90,38 @@ def test_an_accelerator_that_came_up_as_something_else_is_refused(
     else:
         with pytest.raises(RunError, match="planned"):
             _check(accelerator, plan_on(profile))
+
+
+def test_a_loss_in_chunks_is_refused_where_ranks_would_gather_the_head_unequally_often():
+    from launch.engine import check_model
+
+    for profile, stage, is_right in (("cpu-2proc-zero2", 2, True), ("cpu-2proc-zero3", 3, False)):
+        plan = plan_on(profile).model_copy(update={"loss_chunk": 16})
+        if is_right:
+            check_model(fake_model("DeepSpeedEngine", stage), plan)
+        else:
+            with pytest.raises(RunError, match="--loss-chunk 16 under ZeRO-3"):
+                check_model(fake_model("DeepSpeedEngine", stage), plan)
+    alone = plan_on("cpu-2proc-zero3").model_copy(update={"loss_chunk": 16, "world_size": 1})
+    check_model(fake_model("DeepSpeedEngine", 3), alone)
+
+
+@pytest.mark.parametrize(("precision", "is_allowed"), [("tf32", True), ("fp32", False), ("bf16", False)])
+def test_products_are_rounded_to_tf32_only_where_the_plan_says_so(precision, is_allowed):
+    import torch
+
+    from launch.engine import set_products
+
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = not is_allowed
+        set_products(precision)
+        assert [backend.allow_tf32 for backend in backends] == [is_allowed, is_allowed]
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 def test_the_deepspeed_file_is_filled_from_the_plan():

@@ -77,10 +77,18 @@ def test_running_a_finished_run_again_changes_nothing(straight):
 
 
 @pytest.mark.parametrize(
-    "profile", ["cpu", pytest.param("cpu-2proc", marks=pytest.mark.slow), "cpu-2proc-zero2"]
+    ("profile", "sharding"),
+    [
+        ("cpu", "none"),
+        pytest.param("cpu-2proc", "none", marks=pytest.mark.slow),
+        ("cpu-2proc", "zero2"),
+        pytest.param("cpu-2proc", "zero2-offload", marks=pytest.mark.slow),
+        ("cpu-2proc", "zero3"),
+        pytest.param("cpu-2proc", "zero3-offload-parameters", marks=pytest.mark.slow),
+    ],
 )
-def test_a_killed_run_resumes_to_the_same_losses_and_weights(profile, tmp_path):
-    arguments = ("--profile", profile, "model.dropout=0.1")
+def test_a_killed_run_resumes_to_the_same_losses_and_weights(profile, sharding, tmp_path):
+    arguments = ("--profile", profile, "--sharding", sharding, "model.dropout=0.1")
     whole = run_recipe(tmp_path / "whole", CANINE, *arguments, num_steps=12)
     folder = tmp_path / "killed"
     command = [sys.executable, "-m", "launch", "run", CANINE, "--output", str(folder), *QUICK[CANINE]]
@@ -103,7 +111,15 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(profile, tmp_path):
     assert all((ours[name] == theirs[name]).all() for name in theirs)
 
 
-@pytest.mark.parametrize("profile", [pytest.param("cpu", marks=pytest.mark.slow), "cpu-2proc"])
+@pytest.mark.parametrize(
+    "profile",
+    [
+        pytest.param("cpu", marks=pytest.mark.slow),
+        "cpu-2proc",
+        pytest.param("cpu-2proc-zero2", marks=pytest.mark.slow),
+        pytest.param("cpu-2proc-zero3", marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_run_saves_where_it_is_and_goes_on_from_there(profile, straight, tmp_path):
     folder = tmp_path / "stopped"
     command = [sys.executable, "-m", "launch", "run", CANINE, "--output", str(folder), *QUICK[CANINE]]
@@ -155,12 +171,23 @@ TRAINER = ["-m", "launch.train"]
 LAUNCHES = {
     "python": ([sys.executable, *TRAINER], 1, None),
     "torchrun": ([str(BIN / "torchrun"), "--standalone", "--nproc_per_node=2", *TRAINER], 2, None),
+    "torchrun-zero3": (
+        [str(BIN / "torchrun"), "--standalone", "--nproc_per_node=2", *TRAINER, "--sharding", "zero3"], 2, 3
+    ),
     "accelerate": ([*ACCELERATE, "accelerate_configs/cpu-ddp.yaml", *TRAINER], 2, None),
+    "accelerate-cpu": ([*ACCELERATE, "accelerate_configs/cpu.yaml", *TRAINER], 1, None),
     "accelerate-zero2": ([*ACCELERATE, "accelerate_configs/zero2.yaml", *TRAINER], 2, 2),
-}
+    "accelerate-zero3": ([*ACCELERATE, "accelerate_configs/zero3.yaml", *TRAINER], 2, 3),
+    "accelerate-parameters": (
+        [*ACCELERATE, "accelerate_configs/zero3-offload-parameters.yaml", *TRAINER], 2, 3
+    ),
+}  # fmt: skip
+RARE = {"accelerate-cpu", "accelerate-parameters"}  # of what `accelerate` and `accelerate-zero3` do
 
 
-@pytest.mark.parametrize("way", list(LAUNCHES))
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=pytest.mark.slow) if way in RARE else way for way in LAUNCHES]
+)
 def test_the_trainer_plans_from_the_world_that_a_launcher_made(way, tmp_path):
     command, world_size, zero_stage = LAUNCHES[way]
     ran = start([*command, CANINE, "--output", str(tmp_path / "run"), *STEPS], tmp_path / "run")
@@ -168,6 +195,8 @@ def test_the_trainer_plans_from_the_world_that_a_launcher_made(way, tmp_path):
     plan = json.loads((ran.folder / "plan.json").read_text())
     assert (plan["world_size"], plan["zero_stage"]) == (world_size, zero_stage)
     assert json.loads((ran.folder / "environment.json").read_text())["num_processes"] == world_size
+    offload = "parameters" if way == "accelerate-parameters" else None
+    assert plan["offload"] == offload
     assert (ran.folder / "final" / "model.safetensors").exists()
 
 

@@ -148,6 +148,7 @@ class OneProcess:
     """What `take_step` asks of an Accelerator; as that does, it divides a loss by the accumulation."""
 
     device, num_processes, sync_gradients = torch.device("cpu"), 1, True
+    optimizer_step_was_skipped = False
 
     def __init__(self, accumulation):
         self.gradient_accumulation_steps = accumulation

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from launch.optim import build_optimizer, clip_gradients, set_rate
+from launch.optim import build_optimizer, clip_gradients, set_decays, set_rate
 from launch.recipe_file import read_recipe
 from launch.step import check_finite
 from launch.verdict import RunError
@@ -83,3 +83,35 @@ def test_weight_decay_spares_biases_and_norms_and_frozen_weights_stay():
     torch.testing.assert_close(model.dense.weight.data, before["dense.weight"] * (1 - 0.5 * 0.01))
     assert torch.equal(model.dense.bias.data, before["dense.bias"])
     assert torch.equal(model.LayerNorm.weight.data, before["LayerNorm.weight"])
+
+
+def test_decays_are_written_to_each_group():
+    optimizer = build_optimizer(Small(), read_recipe("deberta-tiny-encyclopedia-wwm").training, decays)
+    set_decays(optimizer, [0.25, 0.5])
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.25, 0.5]
+    with pytest.raises(ValueError, match="shorter"):
+        set_decays(optimizer, [0.25])
+
+
+def test_the_fused_update_of_offloaded_weights_is_that_of_the_plain_one():
+    training = read_recipe("deberta-tiny-encyclopedia-wwm").training
+    models = [Small(), Small()]
+    models[1].load_state_dict(models[0].state_dict())
+    plain, fused = (
+        build_optimizer(model, training, decays, is_offloaded=flag)
+        for model, flag in zip(models, (False, True), strict=True)
+    )
+    assert [optimizer.defaults["fused"] for optimizer in (plain, fused)] == [None, True]
+    before = models[0].dense.weight.detach().clone()
+    torch.manual_seed(0)
+    for step in range(20):
+        for model in models:
+            for parameter, other in zip(model.parameters(), models[0].parameters(), strict=True):
+                gradient = torch.randn_like(parameter) * 1e-3 if model is models[0] else other.grad
+                parameter.grad = gradient if parameter.requires_grad else None
+        for optimizer in (plain, fused):
+            set_rate(optimizer, 1e-2 / (step + 1))
+            optimizer.step()
+    for ours, theirs in zip(models[1].parameters(), models[0].parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+    assert (models[0].dense.weight - before).abs().min() > 1e-3

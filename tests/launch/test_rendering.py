@@ -1,6 +1,7 @@
 """What a plan is launched with: compared whole with what was recorded, and read by those who read it."""
 
 import json
+from typing import Any
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
@@ -45,9 +46,9 @@ def test_accelerate_and_deepspeed_read_what_is_rendered(sharding, nodes, tmp_pat
     assert "auto" not in json.dumps(written)
     total = written["train_micro_batch_size_per_gpu"] * written["gradient_accumulation_steps"] * 2 * nodes
     assert total == plan.global_batch
-    named = config.deepspeed_config["deepspeed_config_file"]  # pyright: ignore[reportAttributeAccessIssue]
+    named = config.deepspeed_config["deepspeed_config_file"]  # pyright: ignore
     plugin = DeepSpeedPlugin(hf_ds_config=named)
     assert plugin.zero_stage == plan.zero_stage
-    topology = load_yaml((tmp_path / "accelerate.yaml").read_text())
+    topology: Any = load_yaml((tmp_path / "accelerate.yaml").read_text())
     has_launcher = "deepspeed_multinode_launcher" in topology["deepspeed_config"]
     assert has_launcher == (nodes > 1)

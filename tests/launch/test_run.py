@@ -1,19 +1,24 @@
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 
 import pytest
 
+from launch import run
 from launch.command import build_command, build_environment, command_text
 from launch.hardware import find_profile, load_profiles
+from launch.lock import hold
 from launch.options import Options
 from launch.plan import make_plan
+from launch.process import Process, find_marked
 from launch.recipe_file import read_recipe
 from launch.run import execute
 from launch.steps import Corpus
-from launch.verdict import Verdict, clear_verdict, read_verdict, write_verdict
+from launch.verdict import UNDER_RUN, Verdict, clear_verdict, read_verdict, write_verdict
+from tests.commands import ROOT
 
 CORPUS = Corpus(97_657, 50_000_000, "declared")
 
@@ -133,3 +138,142 @@ def test_machines_meet_as_the_options_say(tmp_path):
         command = " ".join(build_command(plan, profile, "name", output=tmp_path))
         assert "--machine_rank $NODE_RANK --main_process_ip $MASTER_ADDR" in command
         assert ("--rdzv_backend c10d" in command) == (rendezvous == "c10d")
+
+
+BEAT = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+from launch.liveness import Beat, write_beat
+from launch.process import Process
+from launch.verdict import UNDER_RUN, Verdict, write_verdict
+folder = Path({folder!r})
+def beat(rank, pid, phase="step"):
+    write_beat(folder, Beat(rank, Process.of(pid), os.environ[UNDER_RUN], phase, 41))
+"""
+
+
+def ranks(folder, code):
+    return plan_with(python(BEAT.format(folder=str(folder)) + code), devices=1)
+
+
+def test_a_folder_that_is_held_is_not_touched(tmp_path):
+    write_verdict(tmp_path, Verdict(5, "of the run that is there"))
+    with hold(tmp_path, "another"):
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+        verdict = execute(plan_with(python("pass")), {"accelerate.yaml": "x"}, tmp_path)
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    assert verdict.exit_code == 7
+    assert f"run {os.getpid()} on" in verdict.message
+    assert execute(plan_with(python("pass")), {}, tmp_path).exit_code == 0
+
+
+def test_the_second_of_several_machines_takes_no_lock(tmp_path, monkeypatch):
+    for name, value in (("NODE_RANK", "1"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    with hold(tmp_path, "the first machine"):
+        assert execute(plan_with(python("pass"), nodes=2), {}, tmp_path).exit_code == 0
+        monkeypatch.setenv("NODE_RANK", "0")
+        assert execute(plan_with(python("pass"), nodes=2), {}, tmp_path).exit_code == 7
+
+
+def test_a_rank_that_is_killed_is_named_with_the_signal_that_its_launcher_tells(tmp_path, capfd):
+    code = (
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "beat(1, child.pid); time.sleep(0.5); child.kill(); child.wait()\n"
+        "print(f'  exitcode  : -9 (pid: {child.pid})', file=sys.stderr); sys.exit(1)"
+    )
+    verdict = execute(ranks(tmp_path, code), {}, tmp_path)
+    assert verdict.exit_code == 6
+    assert verdict.message.startswith("rank 1 was killed (SIGKILL) in step 41; ")
+    assert read_verdict(tmp_path) == verdict
+
+
+def test_a_rank_without_a_sign_of_life_is_ended_with_all_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("MASKWRIGHT_RANK_TIMEOUT", "1")
+    monkeypatch.setattr(run, "_WORD_SECONDS", 0.5)
+    code = (
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'],"
+        " start_new_session=True)\n"
+        "beat(0, child.pid); child.wait(); (folder / 'ended').touch()"
+    )
+    began = time.monotonic()
+    verdict = execute(ranks(tmp_path, code), {}, tmp_path)
+    assert time.monotonic() - began < 20
+    assert (tmp_path / "ended").exists(), "the launcher is left to end by itself"
+    assert verdict.exit_code == 6
+    assert "rank 0 has not been heard of for 1 s (it last stood in step 41)" in verdict.message
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+def test_every_signal_reaches_the_ranks_as_sigterm_and_not_their_launcher(number, tmp_path):
+    child = (
+        "import signal, sys, time; from pathlib import Path; from launch.verdict import *\n"
+        "def stop(number, frame):\n"
+        f"    write_verdict(Path({str(tmp_path)!r}), Verdict(143, f'saved after {{number}}'))\n"
+        "    sys.exit(143)\n"
+        "signal.signal(15, stop); print('ready', flush=True); time.sleep(60)"
+    )
+    code = (
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline(); signal.signal(15, lambda *_: (folder / 'told').touch())\n"
+        "beat(0, child.pid); sys.exit(child.wait())"
+    )
+
+    def interrupt():
+        while not (tmp_path / "ranks" / "0.json").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert execute(ranks(tmp_path, code), {}, tmp_path) == Verdict(143, "saved after 15")
+    assert not (tmp_path / "told").exists()
+
+
+def test_what_is_ignored_from_outside_stays_ignored(tmp_path):
+    """nohup: the terminal may go."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        code = f"import os, signal; os.kill({os.getpid()}, signal.SIGHUP)"
+        assert execute(plan_with(python(code)), {}, tmp_path).exit_code == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_a_rank_that_outlives_its_launcher_is_waited_for_and_nothing_else_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "_WORD_SECONDS", 0.5)
+    rank = (
+        BEAT.format(folder=str(tmp_path))
+        + "beat(0, os.getpid()); print('ready', flush=True); time.sleep(1)\n"
+        + "write_verdict(folder, Verdict(143, 'saved')); (folder / 'ranks' / '0.json').unlink()"
+    )
+    deaf = (
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+    )
+    code = (
+        f"for words in ({rank!r}, {deaf!r}):\n"
+        "    child = subprocess.Popen([sys.executable, '-c', words], stdout=subprocess.PIPE,"
+        " start_new_session=True)\n"
+        "    child.stdout.readline()\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    began = time.monotonic()
+    assert execute(ranks(tmp_path, code), {}, tmp_path) == Verdict(143, "saved")
+    assert time.monotonic() - began < 30
+    assert list(find_marked(UNDER_RUN, str(Process.of(os.getpid())))) == []
+
+
+def test_files_that_are_as_they_should_be_are_not_written_again(tmp_path):
+    configs = {"accelerate.yaml": "one", "ds_config.json": "two"}
+    execute(plan_with(python("pass")), configs, tmp_path)
+    before = (tmp_path / "accelerate.yaml").stat().st_mtime_ns
+    execute(plan_with(python("pass")), {**configs, "ds_config.json": "three"}, tmp_path)
+    assert (tmp_path / "accelerate.yaml").stat().st_mtime_ns == before
+    assert (tmp_path / "ds_config.json").read_text() == "three"
+
+
+def test_what_a_killed_run_left_is_told_in_the_log(tmp_path):
+    code = f"import os; from pathlib import Path; from launch.lock import hold\nwith hold(Path({str(tmp_path)!r}), 'x'): os._exit(9)"  # noqa: E501
+    subprocess.run(python(code), cwd=ROOT, check=False)
+    execute(plan_with(python("pass")), {}, tmp_path)
+    assert b"was left behind by run" in (tmp_path / "launcher.log").read_bytes()

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from launch.schedule import Cadence, RateSchedule, resolve_warmup
+from launch.schedule import Cadence, RateSchedule, resolve_first_phase, resolve_warmup
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,26 @@ def test_an_epoch_ends_with_the_step_that_uses_its_last_row():
 )
 def test_warmup_below_one_is_a_share_rounded_up(warmup, num_steps, steps):
     assert resolve_warmup(warmup, num_steps) == steps
+
+
+def test_the_first_phase_has_a_rate_of_its_own_and_the_ordinary_schedule_runs_after_it():
+    plain, after = RateSchedule(1.0, 20, 4, "linear"), RateSchedule(1.0, 27, 4, "linear", 7, 0.3)
+    assert [after.at(step) for step in range(1, 8)] == [0.3] * 7
+    rates = [after.at(step) for step in range(8, 28)]
+    assert rates == [plain.at(step) for step in range(1, 21)]
+    assert (max(rates), rates[0], rates[-1]) == (1.0, 0.25, 1 / 16)
+
+
+@pytest.mark.parametrize(
+    ("steps", "num_first", "is_possible"),
+    [(10, 10, True), (0.1, 10, True), (0.101, 11, True), (93, 93, True), (94, 94, False), (500, 500, False)],
+)
+def test_a_first_phase_leaves_steps_for_the_warmup_and_more(steps, num_first, is_possible):
+    found, problem = resolve_first_phase(steps, 100, 6)
+    assert found == num_first
+    assert (problem is None) == is_possible
+    if problem:
+        assert (
+            f"{num_first:,} steps in which only new rows are trained and a warmup of 6 leave none" in problem
+        )
+        assert "set it to 0.1 (10 steps)" in problem

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from transformers import DebertaV2Config, DebertaV2ForMaskedLM
 
@@ -35,6 +36,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "many heads": {**V3, "num_attention_heads": 8},
 }
 NUM_PIECES = 50
+MODES = [("eager", True), ("fast", False), ("fast", True)]
+"""Kernel, and whether the last layer is sparse."""
 PACKABLE = [name for name in SHAPES if not name.startswith("v2")]
 
 
@@ -103,3 +106,19 @@ def step(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, dict[str, A
     loss_sum = output.loss_sum
     loss_sum.backward()
     return loss_sum.item(), {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def assert_same_step(
+    model: Any, batch: Any, expected: Any, *, rtol: float = 1e-8, atol: float = 1e-10
+) -> None:
+    """A step gives the loss sum and the gradients that are expected."""
+    loss, gradients = step(model, batch)
+    wanted_loss, wanted = expected
+    assert loss == pytest.approx(wanted_loss, rel=rtol)
+    for name, gradient in wanted.items():
+        message = f"{name}: {{}}"
+        assert (gradients[name] is None) == (gradient is None), message
+        if gradient is not None:
+            torch.testing.assert_close(
+                gradients[name], gradient, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
+            )

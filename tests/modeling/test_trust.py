@@ -1,9 +1,13 @@
 """What folders may bring, and what others can do with the folders that we write."""
 
+import ast
 import json
+import os
 import pickle
 import subprocess
 import sys
+import zipfile
+from collections import OrderedDict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,8 +20,16 @@ from data_pipes.tokenize import TokenizerError
 from data_pipes.tokens.words import load_tokenizer
 from launch.export import export
 from launch.predict import load_model
-from modeling import hf
-from modeling.trust import SAFE_CODE, SAFE_WEIGHTS
+from modeling import hf, trust
+from modeling.trust import (
+    SAFE_CODE,
+    SAFE_WEIGHTS,
+    check_code,
+    check_owner,
+    check_pickle,
+    check_shards,
+    load_tensors,
+)
 from tests.data_pipes.tiny_tokenizers import make_unigram
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -187,3 +199,207 @@ def test_a_canine_export_loads_as_the_plain_encoder(tmp_path):
     torch.testing.assert_close(
         AutoModelForMaskedLM.from_pretrained(out).eval()(ids).logits, model(ids).logits
     )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"auto_map": {"AutoModel": "thing.Thing"}},
+        {"custom_pipelines": {"fill": {"impl": "thing.Thing"}}},
+        {"text_config": {"auto_map": {"AutoModel": "thing.Thing"}}},
+        {"keypoint_detector_config": {"inner": [{"trust_remote_code": True}]}},
+        {"_attn_implementation_internal": "someone/kernels"},
+        {"_experts_implementation_internal": "someone/kernels"},
+        {"_attn_implementation": "someone/kernels@main:forward"},
+        {"sub": {"attn_implementation": "someone/kernels"}},
+    ],
+    ids=json.dumps,
+)
+def test_a_configuration_that_names_code_is_refused_at_any_depth(config, folder):
+    for source in (config, {"a": [config]}):
+        with pytest.raises(ValueError, match="which is never run here"):
+            check_code("x", source)
+    change_json(folder / "config.json", **config)
+    for load in (lambda: hf.load("deberta", folder), lambda: load_model(folder)):
+        with pytest.raises(ValueError, match="which is never run here"):
+            load()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"trust_remote_code": False},
+        {"auto_map": None},
+        {"attn_implementation": "eager"},
+        {"model_type": "deberta-v2", "id2label": {"0": "a/b"}, "architectures": ["X"]},
+    ],
+    ids=json.dumps,
+)
+def test_a_configuration_that_names_none_is_fine(config):
+    check_code("x", config)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{", "[" * 100_000, "\x00"], ids=lambda text: text[:4])
+def test_a_configuration_that_is_no_object_is_an_error_of_its_own(content, folder):
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        load_model(folder)
+
+
+class Call:
+    """A pickle of it calls a function when it is opened."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+def list_payloads(canary):
+    """Objects whose pickles make the canary appear when they are opened."""
+    shell = Call(os.system, f"touch {canary}")
+    nested = pickle.dumps(Call(Path.touch, canary))
+    return {
+        "system": shell,
+        "eval": Call(eval, f"__import__('pathlib').Path({str(canary)!r}).touch()"),
+        "exec": Call(exec, f"import pathlib; pathlib.Path({str(canary)!r}).touch()"),
+        "nested pickle": Call(pickle.loads, nested),
+        "nested torch": Call(torch.storage._load_from_bytes, nested),
+        "subprocess": Call(subprocess.call, ["touch", str(canary)]),
+        "getattr": Call(getattr, Call(__import__, "os"), "system"),
+        "deep": {"optimizer": {"state": [OrderedDict(a=torch.zeros(2), b=shell)]}},
+    }
+
+
+PAYLOADS = list(list_payloads("x"))
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_a_shard_that_would_call_something_is_refused_and_the_call_not_made(payload, canary, tmp_path):
+    path = tmp_path / "engine" / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    path.parent.mkdir()
+    torch.save(list_payloads(canary)[payload], path)
+    for check in (lambda: check_pickle(path), lambda: check_shards(path.parent)):
+        with pytest.raises(ValueError, match="would call .* when it is opened"):
+            check()
+    with pytest.raises(ValueError, match="no file of plain tensors"):
+        load_tensors(path)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("payload", ["system", "eval", "nested pickle"])
+def test_the_payloads_are_real(payload, canary, tmp_path):
+    path = tmp_path / "x.pt"
+    torch.save(list_payloads(canary)[payload], path)
+    torch.load(path, weights_only=False)
+    assert canary.exists()
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_an_old_or_bare_pickle_is_refused_unopened(payload, canary, tmp_path):
+    bare, legacy = tmp_path / "bare.pt", tmp_path / "legacy.pt"
+    bare.write_bytes(pickle.dumps(list_payloads(canary)[payload]))
+    torch.save(list_payloads(canary)[payload], legacy, _use_new_zipfile_serialization=False)
+    for path in (bare, legacy):
+        with pytest.raises(ValueError, match="cannot be looked at"):
+            check_pickle(path)
+    assert not canary.exists()
+
+
+def test_a_harmless_legacy_pickle_is_refused_too(tmp_path):
+    path = tmp_path / "legacy.pt"
+    torch.save({"a": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match="cannot be looked at"):
+        check_pickle(path)
+
+
+def test_torchscript_and_damage_are_refused(tmp_path):
+    script, cut = tmp_path / "script.pt", tmp_path / "cut.pt"
+    with zipfile.ZipFile(script, "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02}.")
+        archive.writestr("x/constants.pkl", b"\x80\x02).")
+    with pytest.raises(ValueError, match="TorchScript"):
+        check_pickle(script)
+    torch.save({"a": torch.zeros(100)}, cut)
+    cut.write_bytes(cut.read_bytes()[:-50])
+    for refuse in (check_pickle, load_tensors):
+        with pytest.raises(ValueError, match="it is not opened"):
+            refuse(cut)
+
+
+def test_what_zero_writes_is_let_through(tmp_path):
+    """The names are put in by hand: DeepSpeed itself takes 10 s to import."""
+    path = tmp_path / "optim_states.pt"
+    for name in ("fragment_address", "ZeroStageEnum", "LossScaler", "DynamicLossScaler"):
+        (full,) = [known for known in trust._SHARD_GLOBALS if known.endswith(f".{name}")]
+        module = full.rpartition(".")[0]
+        data = b"\x80\x02c" + module.encode() + b"\n" + name.encode() + b"\n."
+        torch.save({}, path)
+        with zipfile.ZipFile(path) as archive:
+            parts = {item: archive.read(item) for item in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for item, content in parts.items():
+                archive.writestr(item, data if item.endswith("data.pkl") else content)
+        assert torch.serialization.get_unsafe_globals_in_checkpoint(path) == [full]
+        check_pickle(path)
+
+
+def test_only_pickles_are_looked_at_and_every_one(tmp_path):
+    (tmp_path / "latest").write_text("state")
+    deep = tmp_path / "state" / "deep"
+    deep.mkdir(parents=True)
+    torch.save({"a": torch.zeros(2)}, deep / "good.pt")
+    check_shards(tmp_path)
+    for suffix in (".pt", ".bin", ".pkl", ".pth"):
+        (deep / f"bad{suffix}").write_bytes(b"x")
+        with pytest.raises(ValueError, match=f"bad{suffix}"):
+            check_shards(tmp_path)
+        (deep / f"bad{suffix}").unlink()
+
+
+def test_a_checkpoint_that_everyone_may_change_is_refused(tmp_path):
+    torch.save({}, tmp_path / "a.pt")
+    check_shards(tmp_path)
+    for path, mode in ((tmp_path / "a.pt", 0o666), (tmp_path, 0o777)):
+        old = path.stat().st_mode
+        path.chmod(mode)
+        with pytest.raises(ValueError, match="everyone may write"):
+            check_shards(tmp_path)
+        path.chmod(old)
+    (tmp_path / "b.pt").symlink_to(tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="is a link"):
+        check_shards(tmp_path)
+
+
+def test_a_checkpoint_of_another_user_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    (tmp_path / "own").mkdir()
+    if tmp_path.stat().st_uid == 0:  # root's files are trusted
+        check_owner(tmp_path)
+        os.chown(tmp_path / "own", 4711, -1)
+    with pytest.raises(ValueError, match="another user"):
+        check_owner(tmp_path / "own")
+
+
+def test_plain_tensors_are_read_back(tmp_path):
+    state = {
+        "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "groups": [1, "a", None]},
+        "scaler": None,
+    }
+    torch.save(state, tmp_path / "a.pt")
+    assert load_tensors(tmp_path / "a.pt") == state
+
+
+def test_no_file_of_ours_opens_pickles_in_another_way():
+    root = Path(__file__).parent.parent.parent
+    for package in ("modeling", "launch", "data_pipes"):
+        for path in (root / package).rglob("*.py"):
+            calls = {
+                ast.unparse(node.func): ast.unparse(node)
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Call)
+            }
+            assert not {"pickle.load", "pickle.loads", "torch.jit.load", "joblib.load"} & set(calls), path
+            assert ("torch.load" in calls) is (path.name == "trust.py"), path
+            assert "weights_only=True" in calls.get("torch.load", "weights_only=True"), path
