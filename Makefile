@@ -13,7 +13,7 @@ RECIPES := $(basename $(notdir $(wildcard recipes/*.yaml)))
 PROFILE_FLAG = $(if $(PROFILE),--profile $(PROFILE),)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-mutations check format bench golden train scale clean $(HARDWARE) $(RECIPES:%=plan-%)
+.PHONY: help setup demo test test-slow test-long test-mutations check format bench golden train scale clean $(HARDWARE) $(RECIPES:%=plan-%)
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-zA-Z0-9_%-]+:.*## / {printf "  %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,11 +36,14 @@ demo: setup  ## train both small recipes, compare with yardsticks, fill before a
 # Runs of their own use both cores as it is; all other tests share them, one thread each. ARGS may leave
 # either part without a test (5).
 test: setup  ## the tests: what runs without a GPU in some ten minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not gpu and not slow and not ranks" $(ARGS) || test $$? -eq 5
-	$(BIN)/python -m pytest -m "not gpu and not slow and ranks" $(ARGS) || test $$? -eq 5
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not gpu and not slow and not long and not ranks" $(ARGS) || test $$? -eq 5
+	$(BIN)/python -m pytest -m "not gpu and not slow and not long and ranks" $(ARGS) || test $$? -eq 5
 
 test-slow: setup  ## more of what takes long: CI runs these too
-	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not long and not gpu" $(ARGS)
+
+test-long: setup  ## every further way and signal (half an hour), not in CI
+	$(BIN)/python -m pytest -m "long and not gpu" $(ARGS)
 
 test-mutations: setup  ## take guards away one by one (ARGS= names them): their tests must turn red
 	$(BIN)/python -m tests.mutate $(ARGS)

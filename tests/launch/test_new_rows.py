@@ -99,9 +99,9 @@ WAYS = {
 RESUMED = {"cpu": (5, NUM_FIRST), "zero2": (5,)}
 CASES = [
     pytest.param("cpu", False, marks=pytest.mark.slow),
-    pytest.param("ddp", True, marks=pytest.mark.slow),
+    pytest.param("ddp", True, marks=pytest.mark.long),
     pytest.param("zero2", False, marks=pytest.mark.slow),
-    pytest.param("zero3", False, marks=pytest.mark.slow),
+    pytest.param("zero3", False, marks=pytest.mark.long),
 ]
 
 

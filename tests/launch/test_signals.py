@@ -181,7 +181,7 @@ def test_a_second_run_in_the_folder_is_refused_and_disturbs_nothing(begin):
     assert steps == list(range(1, 17))
 
 
-slow = pytest.mark.slow
+slow, long = pytest.mark.slow, pytest.mark.long
 
 
 @slow
@@ -198,7 +198,7 @@ def test_a_stopped_rank_is_named_within_the_timeout(begin):
     assert run.checkpoints() == [8]
 
 
-@slow
+@long
 def test_a_rank_that_hangs_by_hand_is_named_by_rank_0(begin):
     """No `maskwright run` watches here: the other ranks do, and torchrun ends what is left."""
     torchrun = (str(BIN / "torchrun"), "--standalone", "--nproc_per_node=2", "-m", "launch.train", CANINE)
@@ -225,7 +225,7 @@ def to_rank(run, number):
     os.kill(run.pids()[1], number)
 
 
-@slow
+@long
 @pytest.mark.parametrize(
     ("profile", "number", "target"),
     [
@@ -249,7 +249,7 @@ def test_whoever_gets_a_signal_all_stop_with_a_checkpoint(profile, number, targe
     assert "Traceback" not in run.errors.read_text()
 
 
-@slow
+@long
 def test_a_stop_in_the_middle_of_an_evaluation_does_not_wait_for_its_end(begin, whole):
     run = begin("--profile", "cpu-2proc", fault=f"{SLOW_EVALUATION},step=8")
     run.wait_for(
@@ -264,7 +264,7 @@ def test_a_stop_in_the_middle_of_an_evaluation_does_not_wait_for_its_end(begin, 
     assert [event["step"] for event in again.events("eval")] == [0, 8, 16]
 
 
-@slow
+@long
 def test_a_stop_in_the_first_evaluation_leaves_a_run_that_starts_anew(begin):
     run = begin("--profile", "cpu", fault=SLOW_EVALUATION)
     run.wait_for(lambda: any(phase == "evaluation" for _, phase, _ in run.ranks().values()))
@@ -291,8 +291,7 @@ def test_signals_in_the_middle_of_saves_break_none(begin, whole):
     check_resumed(run, whole)
 
 
-@slow
-@pytest.mark.parametrize("profile", ["cpu", "cpu-2proc"])
+@pytest.mark.parametrize("profile", [pytest.param("cpu", marks=long), pytest.param("cpu-2proc", marks=slow)])
 def test_trainers_of_a_killed_run_save_stop_and_hold_the_folder_until_then(profile, begin, whole):
     run = begin("--profile", profile)
     run.wait_for_step(3)
@@ -313,7 +312,7 @@ def test_trainers_of_a_killed_run_save_stop_and_hold_the_folder_until_then(profi
         check_resumed(run, whole)
 
 
-@slow
+@long
 def test_trainers_in_an_orphaned_run_that_cannot_agree_end_within_seconds(begin):
     run = begin("--profile", "cpu-2proc")
     run.wait_for_step(9)
@@ -332,7 +331,7 @@ def test_trainers_in_an_orphaned_run_that_cannot_agree_end_within_seconds(begin)
     run.wait(40)
 
 
-@slow
+@long
 @pytest.mark.parametrize(("profile", "number"), [("cpu", signal.SIGTERM), ("cpu-2proc", signal.SIGKILL)])
 def test_a_launcher_that_dies_alone_takes_no_training_with_it(profile, number, begin):
     """`accelerate launch` with one process dies of SIGTERM and tells nobody."""
@@ -358,7 +357,7 @@ WAYS = {
 }  # fmt: skip
 
 
-@slow
+@long
 @pytest.mark.parametrize("way", list(WAYS))
 def test_a_trainer_started_by_hand_stops_with_a_checkpoint_too(way, begin):
     """torchrun dies of SIGUSR1, `accelerate launch` of one process of SIGTERM; their trainers see it."""
@@ -374,7 +373,7 @@ def test_a_trainer_started_by_hand_stops_with_a_checkpoint_too(way, begin):
     assert 3 <= step < 8
 
 
-@slow
+@long
 def test_a_run_on_a_terminal_leaves_it_as_it_was(tmp_path):
     """Under a real terminal, where a live panel hides the cursor."""
     ours, theirs = os.openpty()

@@ -9,7 +9,7 @@ SCRIPT = ROOT / "tests/two_machines.sh"
 RECIPE = "canine-tiny-domains-char"
 STEPS = 6
 
-pytestmark = [pytest.mark.ranks, pytest.mark.slow]
+pytestmark = pytest.mark.ranks
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,10 @@ def run_on_two_machines(folder, *arguments):
     return Ran(0, "", texts[1] + texts[3], folder / "run")
 
 
-@pytest.mark.parametrize("rendezvous", ["static", "c10d"])
+@pytest.mark.parametrize(
+    "rendezvous",
+    [pytest.param("static", marks=pytest.mark.slow), pytest.param("c10d", marks=pytest.mark.long)],
+)
 def test_two_machines_train_as_one_process_does(alone, tmp_path, rendezvous):
     ran = run_on_two_machines(tmp_path, "--rendezvous", rendezvous)
     assert ran.losses() == pytest.approx(alone.losses(), rel=1e-5)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.commands import SETTINGS, run_recipe, start
 
-pytestmark = [pytest.mark.ranks, pytest.mark.slow]
+pytestmark = pytest.mark.ranks
 DEBERTA, CANINE = "deberta-tiny-encyclopedia-wwm", "canine-tiny-domains-char"
 
 
@@ -40,7 +40,10 @@ def list_metrics(recipe, folder):
     }
 
 
-@pytest.mark.parametrize("recipe", [DEBERTA, CANINE])
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(DEBERTA, marks=pytest.mark.slow), pytest.param(CANINE, marks=pytest.mark.long)],
+)
 def test_metrics_are_the_same_on_two_processes_and_of_the_saved_model(recipe, tmp_path):
     write_files(tmp_path)
     metrics = f"evaluation.metrics={json.dumps(list_metrics(recipe, tmp_path))}"
