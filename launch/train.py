@@ -265,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             verdict = Verdict(DEFECT, f"{type(error).__name__}: {error}")
     if pulse is not None:
         pulse.leave(verdict)
-    if UNDER_RUN not in os.environ and (verdict.exit_code or World.find().rank == 0):
+    if UNDER_RUN not in os.environ and (verdict.exit_code or os.environ.get("RANK", "0") == "0"):
         print(verdict.message, file=sys.stderr if verdict.exit_code else sys.stdout)
     return verdict.exit_code
 

@@ -60,5 +60,5 @@ def test_peaks_are_those_of_the_profiles():
     ):
         card = profiles[profile].gpu
         assert card is not None
-        assert gpu.find_peak(f"NVIDIA {name}") == card.peak_flops
+        assert gpu.find_peak(f"NVIDIA {name}") == card.peaks.half
     assert gpu.find_peak("NVIDIA T4") is None
