@@ -90,7 +90,7 @@ def place(asked: Demand) -> Placement:
     num_rows = count_rows(recipe, asked.world_size, errors)
     if num_rows is not None:
         _settle(asked, placement, layouts, num_rows)
-    _check_tools(placement)
+    _check_tools(asked, placement)
     return placement
 
 
@@ -280,11 +280,12 @@ def way_of(layout: Layout, precision: str, world_size: int, nodes: int, accumula
     )
 
 
-def _check_tools(placement: Placement) -> None:
-    if placement.layout.offload is None:
+def _check_tools(asked: Demand, placement: Placement) -> None:
+    """On a CPU DeepSpeed compiles what its ranks exchange gradients with."""
+    if asked.profile.gpu is not None or placement.layout.zero_stage is None:
         return
     if shutil.which("ninja") is None and importlib.util.find_spec("ninja") is None:
         placement.errors.append(
-            f"{placement.layout.sharding} updates the weights on the CPU with an optimizer that is compiled "
-            "at first use; that wants ninja, which is not here: pip install ninja"
+            f"{placement.layout.sharding} on a CPU compiles the exchange between ranks at its first use; that "
+            "wants ninja, which is not here: pip install ninja"
         )
