@@ -286,6 +286,6 @@ def _check_tools(asked: Demand, placement: Placement) -> None:
         return
     if shutil.which("ninja") is None and importlib.util.find_spec("ninja") is None:
         placement.errors.append(
-            f"{placement.layout.sharding} on a CPU compiles the exchange between ranks at its first use; that "
+            f"{placement.layout.sharding} on a CPU compiles what its ranks exchange with at first use; that "
             "wants ninja, which is not here: pip install ninja"
         )
