@@ -229,9 +229,9 @@ def test_a_launcher_that_drops_to_one_process_is_refused(tmp_path):
     assert "wants 2 processes, the launcher started 1" in verdict_of(tmp_path)["message"]
 
 
-def test_deepspeed_that_the_profile_does_not_want_is_refused(tmp_path):
+def test_deepspeed_that_was_not_asked_for_is_refused(tmp_path):
     command = [str(BIN / "accelerate"), "launch", "--config_file", "accelerate_configs/zero2.yaml"]
-    command += ["-m", "launch.train", CANINE, "--output", str(tmp_path), "--profile", "cpu-2proc", *STEPS]
+    command += ["-m", "launch.train", CANINE, "--output", str(tmp_path), "--sharding", "none", *STEPS]
     ran = start(command, tmp_path)
     assert ran.exit_code != 0
-    assert "cpu-2proc uses no DeepSpeed" in verdict_of(tmp_path)["message"]
+    assert "the launcher was given zero2 (ZeRO-2, offload None), the plan wants none" in verdict_of(tmp_path)["message"]
