@@ -33,14 +33,14 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup  ## train both small recipes, compare with yardsticks, fill before and after (about ten minutes)
 	$(BIN)/python -m launch.demo
 
-# Runs of their own use both cores as it is; all other tests share them, one thread each. ARGS may leave
-# either part without a test (5).
+# Tests share the cores, one thread each; those with runs of their own come last, as these use two themselves.
+# ARGS may leave either part without a test (5).
 test: setup  ## the tests: what runs without a GPU in some ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not gpu and not slow and not long and not ranks" $(ARGS) || test $$? -eq 5
-	$(BIN)/python -m pytest -m "not gpu and not slow and not long and ranks" $(ARGS) || test $$? -eq 5
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not slow and not long and ranks" $(ARGS) || test $$? -eq 5
 
 test-slow: setup  ## more of what takes long: CI runs these too
-	$(BIN)/python -m pytest -m "slow and not long and not gpu" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not long and not gpu" $(ARGS)
 
 test-long: setup  ## every further way and signal (half an hour), not in CI
 	$(BIN)/python -m pytest -m "long and not gpu" $(ARGS)

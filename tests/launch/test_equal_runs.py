@@ -82,9 +82,9 @@ def test_running_a_finished_run_again_changes_nothing(straight):
         ("cpu", "none"),
         pytest.param("cpu-2proc", "none", marks=pytest.mark.slow),
         ("cpu-2proc", "zero2"),
-        pytest.param("cpu-2proc", "zero2-offload", marks=pytest.mark.slow),
+        pytest.param("cpu-2proc", "zero2-offload", marks=pytest.mark.long),
         ("cpu-2proc", "zero3"),
-        pytest.param("cpu-2proc", "zero3-offload-parameters", marks=pytest.mark.slow),
+        pytest.param("cpu-2proc", "zero3-offload-parameters", marks=pytest.mark.long),
     ],
 )
 def test_a_killed_run_resumes_to_the_same_losses_and_weights(profile, sharding, tmp_path):
@@ -116,8 +116,8 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(profile, sharding, 
     [
         pytest.param("cpu", marks=pytest.mark.slow),
         "cpu-2proc",
-        pytest.param("cpu-2proc-zero2", marks=pytest.mark.slow),
-        pytest.param("cpu-2proc-zero3", marks=pytest.mark.slow),
+        pytest.param("cpu-2proc-zero2", marks=pytest.mark.long),
+        pytest.param("cpu-2proc-zero3", marks=pytest.mark.long),
     ],
 )
 def test_a_stopped_run_saves_where_it_is_and_goes_on_from_there(profile, straight, tmp_path):
@@ -234,4 +234,7 @@ def test_deepspeed_that_was_not_asked_for_is_refused(tmp_path):
     command += ["-m", "launch.train", CANINE, "--output", str(tmp_path), "--sharding", "none", *STEPS]
     ran = start(command, tmp_path)
     assert ran.exit_code != 0
-    assert "the launcher was given zero2 (ZeRO-2, offload None), the plan wants none" in verdict_of(tmp_path)["message"]
+    assert (
+        "the launcher was given zero2 (ZeRO-2, offload None), the plan wants none"
+        in verdict_of(tmp_path)["message"]
+    )

@@ -17,7 +17,10 @@ from launch.recipe_file import read_recipe
 from launch.sharding import list_shardings, read_sharding
 from tests.commands import QUICK, RTD, run_recipe
 
-pytestmark = [pytest.mark.ranks, pytest.mark.slow]
+pytestmark = pytest.mark.ranks
+slow, long = pytest.mark.slow, pytest.mark.long
+IN_CI = ("zero1", "zero2-offload", "zero3", "zero3-offload-parameters")
+"""Between them every stage and every offload; the others take half an hour with all that is long."""
 CANINE, DEBERTA = QUICK
 # Micro-batches of a quarter of the step: with two processes accumulation is 2, with one it is 4.
 MICRO_BATCH = {CANINE: "8", DEBERTA: "4", RTD: "4"}
@@ -69,6 +72,7 @@ def check_planned(ran, sharding, num_processes):
     assert plan["accumulation"] == 4 // num_processes
 
 
+@slow
 @pytest.mark.parametrize("recipe", list(QUICK))
 def test_the_runs_that_are_compared_try_what_could_differ(recipe, straight):
     steps = straight[recipe].events("train")
@@ -78,7 +82,10 @@ def test_the_runs_that_are_compared_try_what_could_differ(recipe, straight):
     assert straight[recipe].losses()[-1] < straight[recipe].losses()[0] - 0.3
 
 
-@pytest.mark.parametrize(("recipe", "sharding"), CASES)
+@pytest.mark.parametrize(
+    ("recipe", "sharding"),
+    [pytest.param(*case, marks=slow if case[1] in IN_CI and case[0] == DEBERTA else long) for case in CASES],
+)
 def test_a_sharding_on_two_processes_trains_as_one_process_does(recipe, sharding, straight, tmp_path):
     way = ("--profile", "cpu-2proc", "--sharding", sharding, "--micro-batch", MICRO_BATCH[recipe])
     ran = run_recipe(tmp_path / "run", recipe, *way)
@@ -94,6 +101,7 @@ def test_a_sharding_on_two_processes_trains_as_one_process_does(recipe, sharding
     assert fills[0] == fills[1]
 
 
+@long
 @pytest.mark.parametrize("sharding", list(LARGE))
 def test_a_model_that_is_large_for_its_buckets_trains_the_same(sharding, straight, tmp_path):
     config = dict(read_sharding(sharding).config or {})
@@ -106,6 +114,7 @@ def test_a_model_that_is_large_for_its_buckets_trains_the_same(sharding, straigh
     check_equal(ran, straight[DEBERTA], rel=1e-4, absolute=1e-4)
 
 
+@slow
 def test_zero2_on_one_process_trains_as_without_deepspeed(straight, tmp_path):
     """As on a single card with 11 GB, where only the optimizer is to leave the card."""
     way = ("--profile", "cpu", "--sharding", "zero2-offload", "--micro-batch", MICRO_BATCH[DEBERTA])
@@ -114,6 +123,7 @@ def test_zero2_on_one_process_trains_as_without_deepspeed(straight, tmp_path):
     check_equal(ran, straight[DEBERTA], rel=1e-4, absolute=1e-4)
 
 
+@long
 def test_ranks_that_evaluate_unequally_many_batches_stay_together_under_zero3(straight):
     """The condition of the runs above: an odd number of batches for two processes."""
     data = straight[CANINE].events("data")[0]
@@ -121,6 +131,7 @@ def test_ranks_that_evaluate_unequally_many_batches_stay_together_under_zero3(st
     assert -(-data["num_evaluation_rows"] // plan["evaluation_batch"]) % 2 == 1
 
 
+@long
 def test_zero3_goes_on_from_the_weights_of_a_folder_with_layers_computed_twice(straight, tmp_path):
     source = straight[DEBERTA].folder / "final"
     shared = [f"model.source={source}", "model.config={}", "model.dropout=null"]
@@ -139,6 +150,7 @@ def pair(tmp_path_factory):
     return run_recipe(tmp_path_factory.mktemp("pair") / "run", RTD, "--profile", "cpu", num_steps=6)
 
 
+@long
 @pytest.mark.parametrize("sharding", ["zero2-offload", "zero3"])
 def test_replaced_token_detection_trains_the_same_under_zero(sharding, pair, tmp_path):
     way = ("--profile", "cpu-2proc", "--sharding", sharding, "--micro-batch", MICRO_BATCH[RTD])

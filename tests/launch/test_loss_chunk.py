@@ -42,7 +42,7 @@ def test_a_model_that_needs_all_logits_refuses_chunks(build, message):
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("profile", ["cpu", pytest.param("cpu-2proc-zero2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("profile", ["cpu", pytest.param("cpu-2proc-zero2", marks=pytest.mark.long)])
 @pytest.mark.parametrize("recipe", [RECIPE, pytest.param("canine-tiny-domains-char", marks=pytest.mark.long)])
 def test_a_run_in_chunks_is_the_run_without(recipe, profile, tmp_path):
     assert recipe in QUICK

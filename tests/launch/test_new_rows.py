@@ -100,7 +100,7 @@ RESUMED = {"cpu": (5, NUM_FIRST), "zero2": (5,)}
 CASES = [
     pytest.param("cpu", False, marks=pytest.mark.slow),
     pytest.param("ddp", True, marks=pytest.mark.long),
-    pytest.param("zero2", False, marks=pytest.mark.slow),
+    pytest.param("zero2", False, marks=pytest.mark.long),
     pytest.param("zero3", False, marks=pytest.mark.long),
 ]
 

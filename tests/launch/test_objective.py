@@ -47,7 +47,7 @@ def verb(ran, name, *arguments):
 
 @pytest.mark.ranks
 @pytest.mark.parametrize(
-    "way", [way if way == "two-ranks" else pytest.param(way, marks=pytest.mark.slow) for way in WAYS]
+    "way", [way if way == "two-ranks" else pytest.param(way, marks=pytest.mark.long) for way in WAYS]
 )
 def test_the_steps_are_those_of_one_process(way, whole, tmp_path):
     ran = run_recipe(tmp_path / "run", RTD, *WAYS[way], num_steps=NUM_STEPS)
@@ -65,7 +65,7 @@ def test_the_steps_are_those_of_one_process(way, whole, tmp_path):
     "profile",
     [
         pytest.param("cpu", marks=pytest.mark.slow),
-        pytest.param("cpu-2proc", marks=pytest.mark.slow),
+        pytest.param("cpu-2proc", marks=pytest.mark.long),
         "cpu-2proc-zero2",
     ],
 )

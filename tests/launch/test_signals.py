@@ -274,7 +274,7 @@ def test_a_stop_in_the_first_evaluation_leaves_a_run_that_starts_anew(begin):
     assert run.checkpoints() == []
 
 
-@slow
+@long
 def test_signals_in_the_middle_of_saves_break_none(begin, whole):
     """The first comes while step 8 is saved, the others while the stop is."""
     run = begin(
