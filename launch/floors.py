@@ -28,9 +28,14 @@ def check_versions(find_version: Callable[[str], str] = version) -> list[str]:
             found = find_version(package)
         except PackageNotFoundError:
             continue
-        if _order(found) < _order(floor):
+        if is_below(found, floor):
             problems.append(f"{package} {found} is older than {floor} ({reason}): pip install -U {package}")
     return problems
+
+
+def is_below(found: str, floor: str) -> bool:
+    """Whether a version comes before another."""
+    return _order(found) < _order(floor)
 
 
 def require_versions() -> None:
