@@ -58,7 +58,14 @@ def render_configs(plan: Plan, profile: Profile, training: Training, folder: str
 
 
 def write_configs(texts: dict[str, str], folder: Path) -> list[Path]:
-    """Write the files, each at once; their paths."""
+    """Write the files that are not there as they should be, each at once; their paths.
+
+    A finished run stays as it is, to the minute; a file that only an earlier plan had is removed.
+    """
+    for name in {ACCELERATE_NAME, DS_NAME} - set(texts):
+        (folder / name).unlink(missing_ok=True)
     for name, text in texts.items():
-        write_atomically(folder / name, text.encode())
+        place = folder / name
+        if not (place.is_file() and place.read_bytes() == text.encode()):
+            write_atomically(place, text.encode())
     return [folder / name for name in texts]

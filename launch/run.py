@@ -74,7 +74,7 @@ def execute(plan: Plan, configs: dict[str, str], output: Path) -> Verdict:
             left = held.enter_context(hold(output, token)) if is_first else None
             clear_verdict(output)
             clear_beats(output)
-            _write_changed(configs, output)
+            write_configs(configs, output)
             return _Execution(command, environment, output, token, plan.devices).follow(left)
     except RunError as error:
         return error.verdict
@@ -207,16 +207,6 @@ class _Execution:
         if alone is not None and len(self.lost) == 1:
             found[self.lost[0].beat.process.pid] = alone
         return found
-
-
-def _write_changed(configs: dict[str, str], output: Path) -> None:
-    """Write the files that are not there as they should be: a finished run stays as it is, to the minute."""
-
-    def is_same(name: str, text: str) -> bool:
-        place = output / name
-        return place.is_file() and place.read_bytes() == text.encode()
-
-    write_configs({name: text for name, text in configs.items() if not is_same(name, text)}, output)
 
 
 def _pass_on(stderr: IO[bytes], output: Path, left: Holder | None) -> None:

@@ -33,6 +33,12 @@ def render(tmp_path, sharding, nodes=1, **options):
     return plan, write_configs(render_configs(plan, profile, recipe.training, str(tmp_path)), tmp_path)
 
 
+def test_no_file_of_an_earlier_plan_is_left_beside_the_new_ones(tmp_path):
+    render(tmp_path, "zero2")
+    render(tmp_path, "none")
+    assert [path.name for path in tmp_path.iterdir()] == ["accelerate.yaml"]
+
+
 @pytest.mark.parametrize("nodes", [1, 4])
 @pytest.mark.parametrize("sharding", list_shardings())
 def test_accelerate_and_deepspeed_read_what_is_rendered(sharding, nodes, tmp_path):
