@@ -11,7 +11,7 @@ from launch.build import build_masking, count_classes
 if TYPE_CHECKING:
     from data_pipes.store import StoredRows
     from launch.build import Job
-    from launch.checkpoint import Progress
+    from launch.progress import Progress
     from launch.track import Tracker
 
 _RATE_ROWS = 10_000

@@ -159,6 +159,10 @@ class Pulse:
         self._beat = replace(self._beat, phase=phase, step=step)
         self._moved = time.monotonic()
 
+    def sees_dead_launcher(self) -> bool:
+        """Whether the launcher is dead by now: another rank may have seen it before the thread here."""
+        return self.is_orphaned or self._origin.is_dead
+
     def explain(self, error: Exception) -> Verdict | None:
         """What an error means that comes of a lost rank; None: it does not.
 

@@ -48,8 +48,8 @@ class StopFlag:
 
     @property
     def reason(self) -> str:
-        """What asked this rank, or another one."""
-        is_orphaned = self.pulse is not None and self.pulse.is_orphaned and not self._is_signalled
+        """What asked this rank, or another one: its launcher is that of this rank as well."""
+        is_orphaned = self.pulse is not None and self.pulse.sees_dead_launcher() and not self._is_signalled
         return "because its launcher is dead" if is_orphaned else "by a signal"
 
     def mark(self, phase: str, step: int) -> None:

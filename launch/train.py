@@ -33,7 +33,7 @@ from launch.world import World, check_gpu, has_cuda_driver
 
 if TYPE_CHECKING:
     from launch.build import Job
-    from launch.checkpoint import Progress
+    from launch.progress import Progress
     from launch.step import Outcome
     from launch.track import Stopwatch, Tracker
 
@@ -165,16 +165,11 @@ def run(request: Request, world: World, pulse: Pulse) -> Verdict:
     from transformers.utils.logging import disable_progress_bar
 
     from launch.build import build_job
-    from launch.checkpoint import (
-        Progress,
-        check_state,
-        choose_checkpoint,
-        load_checkpoint,
-        save_model,
-        set_aside_newer,
-    )
+    from launch.checkpoint import save_model
     from launch.folder import is_finished, write_run_files
     from launch.opening import describe_start, fill_samples
+    from launch.progress import Progress
+    from launch.resume import check_state, choose_checkpoint, load_checkpoint, set_aside_newer
     from launch.track import Tracker
 
     folder = request.output

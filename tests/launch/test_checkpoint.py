@@ -4,14 +4,10 @@ import shutil
 import pytest
 
 from launch import checkpoint, manifest
-from launch.checkpoint import (
-    Progress,
-    choose_checkpoint,
-    find_checkpoints,
-    set_aside_newer,
-)
 from launch.evaluate import Score
-from launch.manifest import commit_folder, find_damage
+from launch.manifest import commit_folder, find_checkpoints, find_damage
+from launch.progress import Progress
+from launch.resume import choose_checkpoint, set_aside_newer
 from launch.verdict import RunError
 
 

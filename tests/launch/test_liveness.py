@@ -226,6 +226,18 @@ def test_a_dead_launcher_is_a_wish_to_stop(tmp_path, sleeper, monkeypatch):
         wait_until(lambda: flag.is_asked)
 
 
+def test_the_reason_of_another_ranks_wish_is_the_launcher_that_both_had(tmp_path, sleeper, monkeypatch):
+    """The thread here has not looked yet."""
+    monkeypatch.setattr(pulse, "_BEAT_SECONDS", 60)
+    with Pulse(tmp_path, 0, 2, origin(run=Process.of(sleeper.pid))) as own:
+        flag = StopFlag()
+        flag.pulse = own
+        assert flag.reason == "by a signal"
+        end(sleeper)
+        wait_until(lambda: flag.reason == "because its launcher is dead")
+        assert not own.is_orphaned
+
+
 def test_what_nobody_reads_any_more_goes_into_the_log(tmp_path):
     (read, write), (kept, whole) = os.pipe(), os.pipe()
     keep_streams(tmp_path, (write, whole))

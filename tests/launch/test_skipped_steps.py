@@ -13,9 +13,9 @@ from rich.console import Console
 from torch import nn
 
 from data_pipes.feed import StepBatch
-from launch.checkpoint import Progress
 from launch.display import LivePanel, PlainLines
 from launch.objective import Term
+from launch.progress import Progress
 from launch.step import take_step
 from launch.train import log_end, log_step
 from launch.verdict import RunError
