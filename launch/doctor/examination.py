@@ -44,6 +44,8 @@ def examine(profile: Profile, *, may_build: bool, is_offline: bool, waiting: Wai
         findings += machine.judge_hub(os.environ, machine.ask_hub, is_offline=is_offline)
     builders = ops.list_ops(profile)
     findings += machine.judge_compiler(find_program, builders, profile)
+    if builders and (left := ops.judge_lock(ops.find_left_lock())):
+        return findings + left
     missing = {finding.name for finding in findings if finding.state == "lacks"}
     if not builders or missing & _TO_COMPILE:
         return findings

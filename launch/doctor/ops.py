@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,8 +14,12 @@ from data_pipes.files import find_cache_root, write_atomically
 from launch.doctor.finding import Finding
 from launch.hardware import Profile
 from launch.sharding import NONE
+from launch.verdict import MACHINE, RunError
 
 SHARED_MEMORY = "ShareMemCommBuilder"
+_SHARED_MEMORY_FOLDER = "deepspeed_shm_comm"
+_PROC = Path("/proc")
+_PATIENCE_SECONDS = 10.0
 _SECONDS = 900
 _NUM_LINES = 3
 _BUILD = """
@@ -33,6 +38,61 @@ def list_ops(profile: Profile) -> list[str]:
     """
     is_deepspeed = profile.sharding not in (None, NONE)
     return [SHARED_MEMORY] if is_deepspeed and profile.gpu is None else []
+
+
+def find_left_lock(root: Path | None = None) -> Path | None:
+    """A lock of torch's compiler that nobody holds: a compile was killed, and every later one waits for ever.
+
+    Whoever compiles keeps the file open; of a process on another machine that cannot be seen, nor without
+    /proc, so that a lock younger than an hour is left to it there.
+
+    Args:
+        root: where torch keeps what it compiles; None: as it finds it.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
+    root = root or Path(os.environ.get("TORCH_EXTENSIONS_DIR") or home)
+    for lock in [*root.glob(f"{_SHARED_MEMORY_FOLDER}/lock"), *root.glob(f"*/{_SHARED_MEMORY_FOLDER}/lock")]:
+        try:
+            age_seconds = time.time() - lock.stat().st_mtime
+        except FileNotFoundError:  # given back just now
+            continue
+        if age_seconds > (_PATIENCE_SECONDS if _PROC.is_dir() else 3600) and not _is_open(lock):
+            return lock
+    return None
+
+
+def require_no_left_lock(profile: Profile) -> None:
+    """Stop before DeepSpeed waits for a lock that nobody will give back.
+
+    Raises:
+        RunError: there is one.
+    """
+    lock = find_left_lock() if list_ops(profile) else None
+    if lock is not None:
+        raise RunError(MACHINE, f"{lock} was left behind by a compile that was killed; {_remedy(lock)}")
+
+
+def judge_lock(lock: Path | None) -> list[Finding]:
+    """What a lock that was left behind means; nothing where there is none."""
+    if lock is None:
+        return []
+    return [Finding("lock of a compile", "lacks", f"{lock}, held by nobody", "none", _remedy(lock))]
+
+
+def _remedy(lock: Path) -> str:
+    return f"DeepSpeed would wait for it for ever; if nothing compiles on another machine: rm {lock}"
+
+
+def _is_open(path: Path) -> bool:
+    """Whether a process of this machine has a file open; one of somebody else's cannot be looked into."""
+    place = path.resolve()
+    for descriptor in _PROC.glob("[0-9]*/fd/*"):
+        try:
+            if descriptor.readlink() == place:
+                return True
+        except OSError:
+            continue
+    return False
 
 
 def build_ops(

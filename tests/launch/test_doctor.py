@@ -11,6 +11,7 @@ from launch.doctor import examination, gpu, machine, ops, packages
 from launch.doctor.finding import Finding
 from launch.doctor.gpu import FoundGpu, FoundTorch, judge_gpus, judge_torch, read_gpus
 from launch.hardware import find_profile
+from launch.verdict import RunError
 from tests.commands import ROOT
 
 CPU, CPU_ZERO, TURING, A100 = map(find_profile, ("cpu", "cpu-2proc-zero2", "rtx2080ti-11gb", "a100-40gb"))
@@ -279,6 +280,28 @@ def test_a_builder_that_fails_in_the_child_is_told(cache):
     code, _, stderr = ops.compile_in_child("NoSuchBuilder")
     assert code
     assert "not been implemented" in stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("folder", ["deepspeed_shm_comm", "py311_cpu/deepspeed_shm_comm"])
+def test_a_lock_that_a_killed_compile_left_is_found_and_one_in_use_is_not(folder, tmp_path, monkeypatch):
+    """It hangs every later run without a word."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    assert ops.find_left_lock() is None
+    lock = tmp_path / folder / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    assert ops.find_left_lock() is None, "it may have been made a moment ago"
+    os.utime(lock, (0, 0))
+    with lock.open("rb"):
+        assert ops.find_left_lock() is None, "somebody compiles"
+    assert ops.find_left_lock() == lock
+    (finding,) = ops.judge_lock(lock)
+    assert finding.state == "lacks"
+    assert f"rm {lock}" in finding.remedy
+    ops.require_no_left_lock(find_profile("cpu-2proc"))
+    with pytest.raises(RunError, match="left behind") as caught:
+        ops.require_no_left_lock(find_profile("cpu-2proc-zero2"))
+    assert caught.value.verdict.exit_code == 3
 
 
 def test_the_exit_code_is_3_with_a_line_for_each_thing_that_is_lacking():
