@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import version
 
 # names and deberta take many minutes: run them by themselves.
-MODULES = ("sources", "cleaning", "normalizing", "packing", "masking", "rows", "models")
+MODULES = ("sources", "cleaning", "normalizing", "packing", "masking", "rows", "models", "saving")
 
 
 def main() -> None:

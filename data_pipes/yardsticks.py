@@ -143,6 +143,17 @@ def score(
     }
 
 
+def count_pieces(
+    train: RowSource, masking: Masking, *, seed: int, num_pieces: int, max_pieces: int = 20_000_000
+) -> np.ndarray:
+    """Count the ordinary pieces of the training rows that `score` counts, int64 [num_pieces]."""
+    counts = np.zeros(num_pieces, np.int64)
+    for _, rows in _take_chunks(train, _sample_rows(train, seed, max_pieces)):
+        counts += np.bincount(rows.pieces, minlength=num_pieces)
+    counts[masking.special_pieces] = 0
+    return counts
+
+
 def predict_unigram(evidence: Evidence, num_classes: int) -> np.ndarray:
     """Give each target's probability from piece counts with add-one smoothing, float64 [T]."""
     return (evidence.piece + 1) / (evidence.total + num_classes)

@@ -29,6 +29,8 @@ The working half:
     evaluate, judging/      the frozen masks; further metrics
     fault                   breaks a run on purpose
     checkpoint, manifest    whole or absent; stop: a signal ends the run with one
+    saving, writer          when a run is saved, in the background; snapshot, space, rotation: its parts
+    choice, resume          where a run starts; agreement: what one rank meets all ranks know
     opening, track, display what is logged, and what a person sees
     folder, record, events  the run folder, written and read
     report, chart, figure   one HTML file

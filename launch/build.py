@@ -1,6 +1,6 @@
 """Build: a recipe's settings become objects. The only place where configuration turns into things."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -62,6 +62,7 @@ class Job:
         first_phase: in which only the rows of new pieces are trained; None: the recipe has none.
         suite: what is measured beside the score; None: nothing.
         stop: whether a signal asked to stop.
+        origin: how the checkpoint that it goes on from was written, where that was elsewhere, in words.
     """
 
     recipe: Recipe
@@ -81,13 +82,14 @@ class Job:
     first_phase: FirstPhase | None = None
     suite: "Suite | None" = None
     stop: StopFlag = field(default_factory=StopFlag)
+    origin: str | None = None
 
     @property
     def masked_lm(self) -> PreTrainedModel:
         """The model that fills hidden places."""
         return next(list_parts(self.bare_model))
 
-    def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
+    def steps(self, first: int, stop: int) -> Generator[StepBatch, None, None]:
         """This rank's batches of steps first to stop - 1, prepared ahead."""
         is_cuda = self.accelerator.device.type == "cuda"
         num_workers = count_workers(self.plan.devices)

@@ -26,6 +26,7 @@ OVERRIDES = (
     f"checkpoint.every={NUM_STEPS // 2}",
     "logging.every=1",
     "stopping=null",
+    "training.spikes=null",
     "report_to=[]",
 )
 """What makes a run of a recipe a short one with the same steps."""

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent. Written beside their place, hashed, renamed; only then is an old one removed.
+"""What a checkpoint consists of: collected on all ranks, written to a draft; resume.py loads it.
 
 A checkpoint folder is a Hugging Face folder (`model.safetensors`, config, tokenizer) with a folder
 `training/` (optimizer, random states, progress.json) and a manifest of sizes and hashes. That of a generator
@@ -6,116 +6,164 @@ and a discriminator is the discriminator's, with the generator's, `generator/`, 
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
-from launch import fault
+from launch.agreement import gather
 from launch.build import Job
-from launch.manifest import commit_folder, find_checkpoints
+from launch.manifest import Files, describe_files
 from launch.progress import Progress
 from launch.recipe_change import describe_recipe
-from launch.removal import may_remove, remove_draft
-from launch.verdict import MACHINE, RunError
-from launch.weights import write_weights
+from launch.universal import name_parameters
+from launch.weights import collect_weights, write_weights
 
 TRAINING = "training"
 DEEPSPEED = "engine"
+FAILURES = (OSError, RuntimeError, SafetensorError)
+"""What a full or broken disk shows as: the second comes from torch."""
 
 
-def save_checkpoint(job: Job, progress: Progress, folder: Path) -> Path:
-    """Write `folder/checkpoint-<step>` and remove what the recipe no longer keeps. All ranks call it.
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint is written from; of ranks but the first `random` and `progress` are all.
 
-    Raises:
-        RunError: it could not be written; nothing was removed.
+    Attributes:
+        optimizer: None under DeepSpeed, which writes its own.
+        random: the states of all ranks.
+        progress: the content of progress.json.
     """
+
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any] | None
+    scaler: dict[str, Any] | None
+    random: list[dict[str, Tensor]]
+    progress: dict[str, Any]
+
+
+def collect_state(job: Job, progress: Progress) -> State:
+    """The state of a job, not copied: it holds until the next step. All ranks call it."""
+    keys = {"recipe": describe_recipe(job.recipe), "data_key": job.store.manifest["key"]}
+    return replace(
+        read_tensors(job),
+        random=gather(_read_random_states()),
+        progress={
+            **asdict(progress),
+            **keys,
+            "world_size": job.plan.world_size,
+            "sharding": job.plan.sharding,
+        },
+    )
+
+
+def read_tensors(job: Job) -> State:
+    """What of a state is large. Under ZeRO all ranks call it, else any."""
     accelerator = job.accelerator
-    place = folder / f"checkpoint-{progress.step}"
-    draft = folder / f".checkpoint-{progress.step}.partial"
-    fault.at("before_save")
-    if accelerator.is_main_process:
-        with _writing(place):
-            remove_draft(draft)
-            (draft / TRAINING).mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    with _writing(place):
-        _save_training(job, progress, draft / TRAINING)
-        write_weights(job, draft, draft / TRAINING)
-        fault.at("after_shard_write")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        with _writing(place):
-            commit_folder(draft, place)
-            protected = {progress.step, progress.best_step, progress.resumed_from}
-            _rotate(folder, job.recipe.checkpoint.keep, protected)
-    accelerator.wait_for_everyone()
-    return place
+    is_own = job.plan.zero_stage is None and accelerator.is_main_process
+    return State(
+        weights=collect_weights(job),
+        optimizer=job.optimizer.state_dict() if is_own else None,
+        scaler=accelerator.scaler.state_dict() if is_own and accelerator.scaler else None,
+        random=[],
+        progress={},
+    )
 
 
-def save_model(job: Job, place: Path) -> None:
-    """Write the model as a Hugging Face folder (RUN/best, RUN/final), replacing an older one as a whole.
+def write_state(job: Job, state: State, draft: Path) -> None:
+    """Write a state to a draft; rank 0 calls it, in any thread.
 
     Raises:
-        RunError: it could not be written; an older one is as it was.
+        OSError, RuntimeError, SafetensorError: it cannot be written.
     """
-    draft = place.with_name(f".{place.name}.partial")
-    if job.accelerator.is_main_process:
-        remove_draft(draft)
-    job.accelerator.wait_for_everyone()
-    with _writing(place):
-        write_weights(job, draft)
+    training = draft / TRAINING
+    training.mkdir(parents=True, exist_ok=True)
+    if state.optimizer is not None:
+        saved = {
+            "optimizer": state.optimizer,
+            "names": name_parameters(job.optimizer, job.bare_model),
+            "scaler": state.scaler,
+        }
+        torch.save(saved, training / "optimizer.pt")
+    for rank, states in enumerate(state.random):
+        torch.save(states, training / f"random-{rank}.pt")
+    text = json.dumps(state.progress, indent=2) + "\n"
+    (training / "progress.json").write_text(text, encoding="utf-8")
+    write_weights(job, state.weights, draft, training)
+
+
+def write_shards(job: Job, draft: Path) -> tuple[Files, str | None]:
+    """Let DeepSpeed write its shards to a draft, which has a folder for them; all ranks call it.
+
+    Returns:
+        The files of this rank, flushed and described, and what went wrong here, in words. DeepSpeed's own
+        exchanges are done in either case: a rank that left them would keep the others waiting.
+    """
+    written: list[Path] = []
+    errors: list[str] = []
+    folder = draft / TRAINING / DEEPSPEED
+    with _noting_errors(job.model, written, errors):
+        # The file that names its tag would be written, and raise, before DeepSpeed's last exchange.
+        job.model.save_checkpoint(str(folder), tag="state", save_latest=False)  # pyright: ignore[reportCallIssue]
+    if errors:
+        return {}, errors[0]
+    try:
         if job.accelerator.is_main_process:
-            commit_folder(draft, place)
-    job.accelerator.wait_for_everyone()
+            (folder / "latest").write_text("state", encoding="utf-8")
+        return describe_files(draft, written), None
+    except OSError as error:
+        return {}, describe_failure(error)
+
+
+def estimate_shard_bytes(job: Job) -> int:
+    """About what a checkpoint under DeepSpeed takes, over all ranks.
+
+    The weights twice (for Hugging Face and for DeepSpeed), and of each parameter a master and two moments in
+    fp32.
+    """
+    sizes = ((getattr(p, "ds_numel", p.numel()), p.element_size()) for p in job.bare_model.parameters())
+    return sum(numel * (2 * size + 12) for numel, size in sizes)
+
+
+def describe_failure(error: BaseException) -> str:
+    """An error in one line."""
+    text = next(iter(str(error).splitlines()), "") or type(error).__name__
+    # torch's own word for what a full disk did not take
+    return f"is the disk full? torch says: {text}" if "inline_container" in text else text
 
 
 @contextmanager
-def _writing(place: Path) -> Iterator[None]:
-    """Stop with a clear word: a full disk shows as OSError, RuntimeError (torch) or SafetensorError.
+def _noting_errors(engine: Any, written: list[Path], errors: list[str]) -> Iterator[None]:
+    """Let a DeepSpeed engine note what it writes, and what goes wrong in that instead of raising it."""
+    writer = engine.checkpoint_engine
+    save, copy_script = writer.save, engine._copy_recovery_script
 
-    Waiting for other ranks stays outside: a lost one shows as RuntimeError too.
-    """
+    def note(write: Any, *arguments: Any, **named: Any) -> None:
+        try:
+            if not errors:
+                write(*arguments, **named)
+        except FAILURES as error:
+            errors.append(describe_failure(error))
+
+    def save_noted(state_dict: Any, path: str) -> None:
+        note(save, state_dict, path)
+        written.append(Path(path))
+
+    writer.save = save_noted
+    engine._copy_recovery_script = lambda save_path: note(copy_script, save_path)
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(
-            MACHINE, f"{place} could not be written ({reason}); older ones are untouched"
-        ) from error
+    finally:
+        del writer.save, engine._copy_recovery_script
 
 
-def _save_training(job: Job, progress: Progress, folder: Path) -> None:
-    """Optimizer, loss scale and random states of all ranks, and the progress."""
-    accelerator = job.accelerator
-    if job.plan.zero_stage is not None:
-        job.model.save_checkpoint(str(folder / DEEPSPEED), tag="state")  # pyright: ignore[reportCallIssue]
-    elif accelerator.is_main_process:
-        scaler = accelerator.scaler
-        state = {"optimizer": job.optimizer.state_dict(), "scaler": scaler and scaler.state_dict()}
-        torch.save(state, folder / "optimizer.pt")
-    torch.save(_random_states(), folder / f"random-{accelerator.process_index}.pt")
-    if accelerator.is_main_process:
-        keys = {"recipe": describe_recipe(job.recipe), "data_key": job.store.manifest["key"]}
-        state = {**asdict(progress), **keys, "world_size": job.plan.world_size}
-        (folder / "progress.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-
-
-def _rotate(folder: Path, keep: int, protected_steps: set[int | None]) -> None:
-    for place in find_checkpoints(folder)[keep:]:
-        is_protected = int(place.name.removeprefix("checkpoint-")) in protected_steps
-        if not is_protected and may_remove(place):
-            fault.at("during_rotate")
-            shutil.rmtree(place)
-
-
-def _random_states() -> dict[str, Any]:
-    states: dict[str, Any] = {"torch": torch.get_rng_state()}
+def _read_random_states() -> dict[str, Tensor]:
+    states = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
     return states

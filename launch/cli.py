@@ -8,10 +8,12 @@ from pathlib import Path
 from launch.cli_data import add_data, add_vocab
 from launch.cli_doctor import add_doctor
 from launch.cli_run import add_run
+from launch.cli_watch import add_watch
 from launch.hardware import ProfileError, load_profiles
 from launch.recipe_check import RecipeError
 from launch.recipe_file import json_schema, read_recipe, shipped_recipes
 from launch.request import OVERRIDE_HELP, parse, positive
+from launch.sweep import add_sweep
 from launch.verdict import REQUEST, RunError
 
 
@@ -53,6 +55,8 @@ def _build_parser() -> argparse.ArgumentParser:
         return verb
 
     add_run(add)
+    add_watch(add)
+    add_sweep(add)
     recipes = add("recipes", _recipes, "the shipped recipes", "recipes")
     recipes.add_argument("--schema", action="store_true", help="print the JSON schema of a recipe file")
     add("profiles", _profiles, "the known hardware", "profiles")

@@ -113,6 +113,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from launch.command import command_text
     from launch.console import prepare_with_progress, print_verdict
     from launch.plan_view import print_plan
+    from launch.pulse import keep_streams
     from launch.run import execute
 
     request = Request.of(arguments)
@@ -130,5 +131,6 @@ def _run(arguments: argparse.Namespace) -> int:
     if plan.errors:
         return REQUEST
     verdict = execute(plan, request.render(plan), request.output)
+    keep_streams(request.output)  # the terminal may have been closed meanwhile; the exit code is wanted still
     print_verdict(verdict)
     return verdict.exit_code

@@ -8,13 +8,14 @@ from rich.table import Table
 
 from launch.cli import main as run_verb
 from launch.events import Events, read_events
+from launch.report import write_report
 from launch.terminal import Console
 
 DEMOS = (("canine-tiny-domains-char", "cpu-2proc"), ("deberta-tiny-encyclopedia-wwm", "cpu-2proc"))
 
 
 def main() -> int:
-    """Train what is not trained yet, then print the comparison; the exit code of the first failure."""
+    """Train what is not trained yet, compare and report it; the exit code of the first failure."""
     folders = [Path("runs") / recipe for recipe, _ in DEMOS]
     for (recipe, profile), folder in zip(DEMOS, folders, strict=True):
         exit_code = run_verb(["run", recipe, "--profile", profile, "--output", str(folder)])
@@ -27,7 +28,9 @@ def main() -> int:
     for found in events:
         console.print(_show_fills(found))
     for folder in folders:
-        console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+        console.print(f"report: {write_report([folder])}", soft_wrap=True)
+    both = write_report(folders, folders[0].parent / "demo.html")
+    console.print(f"both in one report: {both}", soft_wrap=True)
     return 0
 
 

@@ -3,158 +3,161 @@
 import math
 import sys
 import time
-from itertools import pairwise
 from typing import Any, Protocol
 
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from launch.terminal import Console
+from launch.panel import RunPanel, format_left, to_perplexity
+from launch.terminal import Console, Stream
+from launch.view import Facts, Phase, View
 
 _SECONDS_BETWEEN_LINES = 10.0
-_SPARKS = " .:-=+*#%@" if not (sys.stdout.encoding or "").lower().startswith("utf") else "▁▂▃▄▅▆▇█"
 
 
 class Display(Protocol):
-    """Shows events as they come."""
+    """Shows events as they come.
+
+    Attributes:
+        view: what is known of the run.
+    """
+
+    view: View
 
     def show(self, event: dict[str, Any]) -> None:
-        """Show one event."""
+        """Show one event.
+
+        Raises:
+            OSError: there is nothing to show it on any more.
+        """
+        ...
+
+    def mark(self, phase: str, step: int, num_done: int, num_all: int) -> None:
+        """Take note of what the loop does now."""
         ...
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         ...
 
+    def say(self, text: str) -> None:
+        """Print a line that stays; likewise."""
+        ...
 
-def open_display(name: str, num_steps: int, first_step: int) -> Display:
+    def head(self, state: str | None, note: str) -> None:
+        """What stands in the head instead of the phase, and at the bottom, where there is a panel."""
+        ...
+
+    def renew(self, view: View) -> None:
+        """Go on with another view."""
+        ...
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody sees it any more."""
+        ...
+
+
+def open_display(facts: Facts, first_step: int) -> Display:
     """A live panel if stdout is a terminal, plain lines if not."""
-    console = Console(highlight=False)
+    stream = Stream(sys.stdout)
+    console = Console(file=stream, highlight=False)  # pyright: ignore[reportArgumentType]
+    view = View(facts, first_step)
     if console.is_terminal and not console.is_dumb_terminal:
-        return LivePanel(console, name, num_steps, first_step)
-    return PlainLines(console, num_steps, first_step)
+        return LivePanel(console, view, stream)
+    return PlainLines(console, view, stream)
 
 
-class _Pace:
-    """Steps a second and what is left, from the steps of this process."""
+class _Shown:
+    """What both displays do: follow the events, and end with their output."""
 
-    def __init__(self, num_steps: int, first_step: int):
-        self.num_steps, self.first_step = num_steps, first_step
-        self.start: float | None = None
+    def __init__(self, console: Console, view: View, stream: Stream | None = None):
+        self.view = view
+        self._console, self._stream = console, stream
 
-    def eta(self, step: int) -> str:
-        """Time left; the first step is left out, as it warms up."""
-        if self.start is None:
-            self.first_step, self.start = step, time.monotonic()
-        done = step - self.first_step
-        if done <= 0:
-            return "--:--"
-        seconds = (time.monotonic() - self.start) / done * (self.num_steps - step)
-        return format_seconds(seconds)
+    def mark(self, phase: str, step: int, num_done: int, num_all: int) -> None:
+        """Take note of what the loop does now."""
+        self.view.mark(Phase(phase, step, num_done, num_all))
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody sees it any more."""
+        return self._stream is not None and self._stream.is_gone
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        if text:
+            self._console.print(escape(text), soft_wrap=True)
+        if self.is_gone:
+            raise OSError("nobody reads the output any more")
+
+    def renew(self, view: View) -> None:
+        """Go on with another view."""
+        self.view = view
+
+    def head(self, state: str | None, note: str) -> None:
+        """Nothing: lines have no head."""
 
 
-class PlainLines:
+class PlainLines(_Shown):
     """A line for each evaluation and every ten seconds of training; for logs and pipes."""
 
-    def __init__(self, console: Console, num_steps: int, first_step: int):
-        self._console = console
-        self._pace = _Pace(num_steps, first_step)
-        self._last = -math.inf
+    _last = -math.inf
 
     def show(self, event: dict[str, Any]) -> None:
         """Print one event, training steps not too often."""
-        now = time.monotonic()
-        is_last = event["step"] == self._pace.num_steps
-        if event["kind"] == "train" and now - self._last < _SECONDS_BETWEEN_LINES and not is_last:
-            return
+        self.view.observe(event)
         if event["kind"] == "train":
+            now = time.monotonic()
+            is_last = event["step"] == self.view.facts.num_steps
+            if now - self._last < _SECONDS_BETWEEN_LINES and not is_last:
+                return
             self._last = now
-        text = describe(event, self._pace)
-        if text:
-            self._console.print(escape(text), soft_wrap=True)
+        self.say(describe(event, self.view))
 
     def close(self) -> None:
         """Nothing to do."""
 
 
-class LivePanel:
-    """Progress, the figures of the last step, and a line for each evaluation above them."""
+class LivePanel(_Shown):
+    """The figures of the last step, drawn some times a second; other events are lines above, which stay."""
 
-    def __init__(self, console: Console, name: str, num_steps: int, first_step: int):
-        self._pace = _Pace(num_steps, first_step)
-        self._losses: list[float] = []
-        self._train: dict[str, Any] = {}
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left {task.fields[eta]}"),
-            console=console,
-            expand=True,
+    def __init__(self, console: Console, view: View, stream: Stream | None = None):
+        super().__init__(console, view, stream)
+        self.panel = RunPanel(view)
+        self._live = Live(
+            get_renderable=lambda: self.panel, console=console, refresh_per_second=4, transient=False
         )
-        self._task = self._progress.add_task(name, total=num_steps, completed=first_step, eta="--:--")
-        self._live = Live(self._render(), console=console, refresh_per_second=4, transient=False)
         self._live.start()
 
+    def renew(self, view: View) -> None:
+        """Go on with another view."""
+        self.view = self.panel.view = view
+
+    def head(self, state: str | None, note: str) -> None:
+        """What stands in the head instead of the phase, and at the bottom."""
+        self.panel.state, self.panel.note = state, note
+
     def show(self, event: dict[str, Any]) -> None:
-        """Update the panel; evaluations and the like are printed above it and stay."""
-        if event["kind"] == "train":
-            self._train = event
-            self._losses = [*self._losses, event["loss"]][-2000:]
-            self._progress.update(self._task, completed=event["step"], eta=self._pace.eta(event["step"]))
-            self._live.update(self._render())
-            return
-        text = describe(event, self._pace)
-        if text:
-            self._live.console.print(escape(text))
+        """Take an event into the panel; evaluations and the like are printed above it."""
+        self.view.observe(event)
+        self.say("" if event["kind"] == "train" else describe(event, self.view))
 
     def close(self) -> None:
         """Leave the last state of the panel on the screen."""
-        self._live.update(self._render())
         self._live.stop()
 
-    def _render(self) -> Table:
-        grid = Table.grid(expand=True)
-        grid.add_row(self._progress)
-        event = self._train
-        if event:
-            figures = Table(box=None, pad_edge=False, header_style="dim")
-            num_skipped = event.get("skipped_steps", 0)
-            names = ("loss", "perplexity", "rate", "grad norm", "tokens/s", "data wait", "epoch")
-            for name in (*names, *(["skipped"] if num_skipped else [])):
-                figures.add_column(name, justify="right")
-            figures.add_row(
-                f"{event['loss']:.4f}",
-                f"{_exp(event['loss']):,.2f}",
-                f"{event['learning_rate']:.2e}",
-                "overflow" if event["grad_norm"] is None else f"{event['grad_norm']:.2f}",
-                f"{event['tokens_per_second']:,.0f}",
-                f"{event['data_wait_fraction']:.1%}",
-                f"{event['epoch']:.2f}",
-                *([f"{num_skipped:,}"] if num_skipped else []),
-            )
-            grid.add_row(figures)
-            grid.add_row(f"[dim]loss[/] {draw_sparkline(self._losses, 60)}")
-        return grid
 
-
-def describe(event: dict[str, Any], pace: _Pace) -> str:
+def describe(event: dict[str, Any], view: View) -> str:
     """One event as one line; empty for events that are not for the terminal."""
-    step = f"step {event['step']:>{len(f'{pace.num_steps:,}')},}/{pace.num_steps:,}"
+    num_steps = view.facts.num_steps
+    step = f"step {event['step']:>{len(f'{num_steps:,}')},}/{num_steps:,}"
     if event["kind"] == "train":
-        num_skipped = event.get("skipped_steps", 0)
-        skipped = f"  {describe_skipped(num_skipped)}" if num_skipped else ""
-        return (
-            f"{step}  loss {event['loss']:.4f}  perplexity {_exp(event['loss']):,.2f}  "
-            f"rate {event['learning_rate']:.2e}  {event['tokens_per_second']:,.0f} tokens/s  "
-            f"data wait {event['data_wait_fraction']:.1%}  left {pace.eta(event['step'])}{skipped}"
-        )
+        return f"{step}  {_describe_step(event, view)}"
     if event["kind"] == "eval":
         text = (
-            f"{step}  evaluation: loss {event['loss']:.4f}  perplexity {event['perplexity']:,.2f}  "
+            f"{step}  evaluation: loss {_show(event['loss'], '.4f')}  "
+            f"perplexity {_show(event['perplexity'], ',.2f')}  "
             f"accuracy {event['accuracy']:.1%}  on {event['num_targets']:,} targets"
         )
         return f"{text}; discriminator: {describe_pair(event)}" if "discriminator_auc" in event else text
@@ -163,12 +166,33 @@ def describe(event: dict[str, Any], pace: _Pace) -> str:
         return f"yardstick {event['name']}: {figures}"
     if event["kind"] == "save":
         return f"{step}  saved {event['path']}"
+    if event["kind"] == "flag":
+        return f"{step}  {'!' if event.get('is_on') else 'over:'} {event.get('message', '')}"
     return event.get("message", "")
+
+
+def _describe_step(event: dict[str, Any], view: View) -> str:
+    num_skipped = event.get("skipped_steps", 0)
+    norm = event.get("grad_norm")
+    mfu = f"  MFU {event['mfu']:.1%}" if event.get("mfu") is not None else ""
+    loss = event["loss"]
+    perplexity = None if loss is None else to_perplexity(loss)
+    return (
+        f"loss {_show(loss, '.4f')}  perplexity {_show(perplexity, ',.2f')}  "
+        f"rate {event['learning_rate']:.2e}  {event['tokens_per_second']:,.0f} tokens/s{mfu}  "
+        f"data wait {event['data_wait_fraction']:.1%}  left {format_left(view.find_seconds_left())}"
+        f"{'' if norm is None else f'  gradient {norm:.2f}'}"
+        f"{f'  {describe_skipped(num_skipped)}' if num_skipped else ''}"
+    )
 
 
 def describe_skipped(num_steps: int) -> str:
     """How many steps so far changed nothing, and why."""
-    return f"{num_steps:,} {'step' if num_steps == 1 else 'steps'} skipped: fp16 overflow"
+    return f"{num_steps:,} {'step' if num_steps == 1 else 'steps'} skipped: loss or gradient not finite"
+
+
+def _show(value: float | None, form: str) -> str:
+    return "not finite" if value is None else format(value, form)
 
 
 def describe_pair(score: dict[str, Any]) -> str:
@@ -177,27 +201,3 @@ def describe_pair(score: dict[str, Any]) -> str:
         f"AUC {score['discriminator_auc']:.4f}  loss {score['discriminator_loss']:.4f} "
         f"(base rate {score['discriminator_base_loss']:.4f})  on {score['num_positions']:,} pieces"
     )
-
-
-def draw_sparkline(values: list[float], width: int) -> str:
-    """The last values as a line of blocks, each the mean of an equal share of them."""
-    if not values:
-        return ""
-    width = min(width, len(values))
-    bounds = [round(index * len(values) / width) for index in range(width + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(bounds)]
-    low, high = min(means), max(means)
-    scale = (len(_SPARKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(_SPARKS[round((mean - low) * scale)] for mean in means)
-
-
-def format_seconds(seconds: float) -> str:
-    """`1:02:03`, or `2:03` below an hour."""
-    whole = round(seconds)
-    hours, rest = divmod(whole, 3600)
-    minutes, left = divmod(rest, 60)
-    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"
-
-
-def _exp(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf

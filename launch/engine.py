@@ -39,6 +39,7 @@ def build_accelerator(plan: Plan, profile: Profile, training: Training) -> Accel
         RunError: Accelerate came up as something else than planned.
     """
     set_products(plan.precision)
+    set_determinism(training.deterministic)
     on_cpu = profile.gpu is None
     sharding = read_sharding(plan.sharding)
     arguments: dict[str, Any] = {
@@ -87,6 +88,18 @@ def set_products(precision: str) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
+def set_determinism(is_wanted: bool) -> None:
+    """Let torch raise an error where it has no operation that gives the same bits each time.
+
+    cuBLAS reads its variable when it is first used, which must not have been before.
+    """
+    if not is_wanted:
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
 def _check(accelerator: Accelerator, plan: Plan) -> None:
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     found = f"{accelerator.num_processes} processes, {accelerator.distributed_type}"
@@ -110,6 +123,9 @@ def prepare_model(
     """
     prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
     check_model(prepared, plan)
+    scaler = getattr(getattr(prepared, "optimizer", None), "loss_scaler", None)
+    if scaler is not None and hasattr(scaler, "raise_error_at_min_scale"):
+        scaler.raise_error_at_min_scale = False  # an Exception of no kind; skipped steps are counted anyway
     if plan.zero_stage == 3:
         register_shared_weights(model)
     return prepared, prepared_optimizer

@@ -106,6 +106,8 @@ def evaluate(
     num_shared = frozen.num_batches // num_ranks  # ranks may differ by one batch
     for index, (number, batch) in enumerate(frozen):
         fault.at("in_evaluation")
+        if stop is not None:
+            stop.count(index, len(frozen))
         if stop is not None and index % _CHECK_EVERY == 0 and index < num_shared:
             model.train(was_training)
             stop.check(device)

@@ -1,6 +1,7 @@
 """The events of a run: metrics.jsonl, one JSON object a line, as far as it can be read."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,12 @@ from typing import Any
 Event = dict[str, Any]
 
 _MARKS = ("start", "resume", "end")
-_WITH_STEP = ("train", "eval", "fill", "save", "resume")
+_TURNS = ("start", "resume", "rewind")
+INCIDENTS = ("skip", "spike", "rewind", "save_failed", "damage")
+"""What went wrong and was survived. It happened, also where the run went back before it."""
+_LASTING = (*_MARKS, *INCIDENTS)
+_MOST_STEPS = 2**53  # what is more is no count, and no number of a chart
+_WITH_STEP = ("train", "eval", "fill", "save", "resume", "rewind", "example", "words")
 
 
 @dataclass(frozen=True)
@@ -26,9 +32,9 @@ class Events:
     is_cut: bool = False
 
     def of(self, kind: str) -> list[Event]:
-        """The events of one kind by step; starts, resumes and ends in the order of the file."""
+        """The events of one kind by step; marks and incidents in the order of the file."""
         events = [event for event in self.rows if event["kind"] == kind]
-        return events if kind in _MARKS else sorted(events, key=lambda event: event["step"])
+        return events if kind in _LASTING else sorted(events, key=lambda event: event["step"])
 
     def curve(self, kind: str, key: str) -> list[tuple[int, float]]:
         """(step, value) by step; events without a number under `key` are left out, NaN stays in."""
@@ -49,14 +55,28 @@ class Events:
 def number(event: Event, key: str) -> float | None:
     """The number under `key`; None where there is none (a bool or a text is none)."""
     value = event.get(key)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def to_plain(value: Any) -> Any:
+    """A value for JSON, which has no word for numbers that are not finite: they are null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def read_events(path: Path) -> Events:
     """Read a metrics file, also one that is still written or was cut. A missing file has no events.
 
-    A start or resume at step s takes back every earlier training, evaluation, fill and save event
-    beyond s: that branch of the run is gone.
+    A start, resume or rewind at step s takes back every earlier event beyond s but marks and incidents: that
+    branch of the run is gone.
     """
     if not path.exists():
         return Events()
@@ -81,7 +101,7 @@ def _parse(line: bytes) -> Event | None:
     if not isinstance(event, dict) or not isinstance(event.get("kind"), str):
         return None
     step = event.get("step", None if event["kind"] in _WITH_STEP else 0)
-    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step <= _MOST_STEPS:
         return None
     return {**event, "step": step}
 
@@ -90,12 +110,12 @@ def _keep_later(rows: list[Event]) -> list[Event]:
     kept: dict[tuple, Event] = {}
     for index, event in enumerate(rows):
         kind, step = event["kind"], event["step"]
-        if kind in ("start", "resume"):
-            kept = {k: e for k, e in kept.items() if e["kind"] in _MARKS or e["step"] <= step}
+        if kind in _TURNS:
+            kept = {k: e for k, e in kept.items() if e["kind"] in _LASTING or e["step"] <= step}
         key = (
             (kind, index)
-            if kind in _MARKS
-            else (kind, step, *(str(event.get(k)) for k in ("name", "text", "path")))
+            if kind in _LASTING
+            else (kind, step, *(str(event.get(k)) for k in ("name", "text", "path", "row")))
         )
         kept.pop(key, None)
         kept[key] = event

@@ -11,6 +11,7 @@ import errno
 import math
 import os
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,6 +23,7 @@ POINTS = {
     "before_load": "a checkpoint was chosen and is not read yet",
     "before_step": "a step is next; its batch is there",
     "before_backward": "a micro-batch went forward",
+    "before_sum": "all micro-batches of a rank went forward; the loss is not summed over ranks yet",
     "after_step": "the weights are updated; nothing is logged yet",
     "in_evaluation": "before an evaluation batch",
     "before_save": "a checkpoint is due; nothing is written yet",
@@ -37,9 +39,12 @@ ACTIONS = {
     "stop": "SIGSTOP to this process: it hangs until SIGCONT",
     "raise": "an error that nobody expects",
     "enospc": "the error of a full disk",
-    "nan": "the loss, and so the gradient, is not a number (before_backward only)",
+    "nan": "the loss is not a number; before_backward its gradient is none either, before_sum it is",
+    "spike": "spike:FACTOR multiplies the loss; before_backward its gradient too, before_sum not",
     "delay": "delay:SECONDS sleeps",
 }
+_SPOILED = ("before_backward", "before_sum")
+"""The points that hand a number on."""
 _KEYS = ("rank", "step", "point", "action", "pass", "count")
 _Value = TypeVar("_Value")
 
@@ -53,13 +58,14 @@ class Fault:
     """One fault: where it strikes, and how often it has been reached.
 
     Attributes:
+        amount: the seconds of a delay, the factor of a spike.
         first, count: it strikes at the passes first to first + count - 1, counted from 1.
         rank, step: None: any.
     """
 
     point: str
     action: str
-    seconds: float = 0.0
+    amount: float = 0.0
     rank: int | None = None
     step: int | None = None
     first: int = 1
@@ -73,8 +79,14 @@ class Fault:
         return is_here and self.first <= self.num_passes < self.first + self.count
 
 
+class _Place(threading.local):
+    """Where a thread stands: a save in the background is of an earlier step than the loop's."""
+
+    step: int = 0
+
+
 _faults: list[Fault] | None = None
-_step: int = 0
+_place = _Place()
 
 
 def arm(text: str | None = None) -> None:
@@ -83,9 +95,9 @@ def arm(text: str | None = None) -> None:
     Raises:
         RunError: it is misspelt; says what there is.
     """
-    global _faults, _step
+    global _faults
     text = os.environ.get(VARIABLE, "") if text is None else text
-    _faults, _step = parse_faults(text) or None, 0
+    _faults, _place.step = parse_faults(text) or None, 0
 
 
 def check() -> None:
@@ -107,32 +119,41 @@ def parse_faults(text: str) -> list[Fault]:
 
 
 def at(point: str, *, step: int | None = None, rank: int | None = None) -> bool:
-    """Pass a point; whether its value is to be poisoned (the action `nan`).
+    """Pass a point; whether its value is to be poisoned (the actions `nan` and `spike`).
 
     Args:
         point: a name of POINTS.
-        step: None: that of the point passed last.
+        step: None: that of the point passed last by this thread.
         rank: None: that of the environment.
     """
     if _faults is None:
         return False
-    return _pass(point, step, rank)
+    return _pass(point, step, rank) != 1
 
 
 def poison(point: str, value: _Value) -> _Value:
-    """Pass a point with a number or tensor; not-a-number of the same kind if a fault says so."""
-    return value * math.nan if at(point) else value  # pyright: ignore[reportOperatorIssue, reportReturnType]
+    """Pass a point with a number or tensor; not-a-number or another one of the kind if a fault says so."""
+    factor = 1.0 if _faults is None else _pass(point, None, None)
+    return value if factor == 1 else value * factor  # pyright: ignore[reportOperatorIssue, reportReturnType]
 
 
-def _pass(point: str, step: int | None, rank: int | None) -> bool:
-    global _step
+def enter_step(step: int) -> None:
+    """Say of which step the points are that this thread passes from here on."""
+    _place.step = step
+
+
+def _pass(point: str, step: int | None, rank: int | None) -> float:
+    """Pass a point; by what its value is multiplied."""
     assert _faults is not None
-    _step = _step if step is None else step
+    _place.step = step = _place.step if step is None else step
     rank = int(os.environ.get("RANK", "0")) if rank is None else rank
-    struck = [fault for fault in _faults if fault.strikes(point, _step, rank)]
+    struck = [fault for fault in _faults if fault.strikes(point, step, rank)]
     for fault in struck:
-        _strike(fault, f"{point} of step {_step}, rank {rank}")
-    return any(fault.action == "nan" for fault in struck)
+        _strike(fault, f"{point} of step {step}, rank {rank}")
+    factors = {"nan": math.nan}
+    return math.prod(
+        fault.amount if fault.action == "spike" else factors.get(fault.action, 1.0) for fault in struck
+    )
 
 
 def _strike(fault: Fault, where: str) -> None:
@@ -145,7 +166,7 @@ def _strike(fault: Fault, where: str) -> None:
     elif fault.action == "enospc":
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} (asked for by {VARIABLE} at {where})")
     elif fault.action == "delay":
-        time.sleep(fault.seconds)
+        time.sleep(fault.amount)
 
 
 def _parse_fault(part: str) -> Fault:
@@ -159,18 +180,18 @@ def _parse_fault(part: str) -> Fault:
     for key, known in (("point", POINTS), ("action", ACTIONS)):
         if key not in given:
             raise _refuse(part, f"it names no {key}; known: {', '.join(known)}")
-    action, colon, seconds = given["action"].partition(":")
+    action, colon, amount = given["action"].partition(":")
     _choose(part, "point", given["point"], tuple(POINTS))
     _choose(part, "action", action, tuple(ACTIONS))
-    if (action == "delay") != bool(colon):
-        raise _refuse(part, "a delay is written delay:SECONDS, and nothing else takes a number")
-    if action == "nan" and given["point"] != "before_backward":
-        raise _refuse(part, "nan is for point=before_backward")
+    if (action in _MOST) != bool(colon):
+        raise _refuse(part, "delay:SECONDS and spike:FACTOR take a number, and nothing else does")
+    if action in ("nan", "spike") and given["point"] not in _SPOILED:
+        raise _refuse(part, f"{action} is for point={' or point='.join(_SPOILED)}")
     numbers = {key: _read_number(part, key, given[key]) for key in _KEYS if key in given and key in _LEAST}
     return Fault(
         point=given["point"],
         action=action,
-        seconds=_read_seconds(part, seconds) if colon else 0.0,
+        amount=_read_amount(part, action, amount) if colon else 0.0,
         rank=numbers.get("rank"),
         step=numbers.get("step"),
         first=numbers.get("pass", 1),
@@ -178,6 +199,7 @@ def _parse_fault(part: str) -> Fault:
     )
 
 
+_MOST = {"delay": 86_400, "spike": 1e30}
 _LEAST = {"rank": 0, "step": 0, "pass": 1, "count": 1}
 
 
@@ -187,14 +209,15 @@ def _read_number(part: str, key: str, value: str) -> int:
     return int(value)
 
 
-def _read_seconds(part: str, value: str) -> float:
+def _read_amount(part: str, action: str, value: str) -> float:
     try:
-        seconds = float(value)
+        amount = float(value)
     except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds <= 86_400:
-        raise _refuse(part, f"delay takes seconds from 0 to 86400, not {value!r}")
-    return seconds
+        amount = math.nan
+    if not 0 <= amount <= _MOST[action]:
+        what = "seconds" if action == "delay" else "a factor"
+        raise _refuse(part, f"{action} takes {what} from 0 to {_MOST[action]:g}, not {value!r}")
+    return amount
 
 
 def _choose(part: str, what: str, given: str, known: tuple[str, ...]) -> None:

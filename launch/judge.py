@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import torch
+from rich.markup import escape
 
 from data_pipes.feed import FrozenBatches
 from launch.build import build_layout, build_masking, build_metrics, build_tokenizer
 from launch.console import prepare_with_progress, print_table
 from launch.display import describe_pair
 from launch.evaluate import PairScore, Score, evaluate
+from launch.judging.fit import check_characters, check_pieces
 from launch.judging.passes import Runner
 from launch.objective import read_pair
 from launch.predict import find_masked_lm
@@ -16,6 +18,7 @@ from launch.recipe import Recipe
 from launch.terminal import Console, to_json
 from launch.verdict import REQUEST, RunError
 from modeling import hf
+from modeling.pair import list_parts
 
 _ROWS_AT_ONCE = 32
 
@@ -29,7 +32,7 @@ def judge(model: Path, recipe: Recipe, *, as_json: bool) -> int:
         as_json: print an object instead of a line.
 
     Raises:
-        RunError: the model cannot be loaded, or is of another family.
+        RunError: the model cannot be loaded, is of another family, or reads other pieces than the rows have.
     """
     folder = next(
         (f for f in (model, model / "final", model / "best") if (f / "config.json").is_file()), model
@@ -68,8 +71,15 @@ def judge_folder(folder: Path, recipe: Recipe) -> tuple[Score, dict[str, float]]
             model, report = hf.load(recipe.model.family, folder, head_code_points=code_points)
     except (OSError, ValueError) as error:
         raise RunError(REQUEST, f"{folder} cannot be judged: {error}") from error
+    console = Console(stderr=True, highlight=False)
+    if code_points is not None:
+        note = check_characters(folder, code_points)
+    else:
+        table = next(list_parts(model)).get_input_embeddings()
+        note = check_pieces(folder, tokenizer, table.weight.shape[0])  # pyright: ignore[reportAttributeAccessIssue]
+    if note:
+        console.print(f"[yellow]note[/]  {escape(note)}", soft_wrap=True)
     if report.new:
-        console = Console(stderr=True, highlight=False)
         console.print(f"[yellow]note[/]  {len(report.new)} tensors are not in {folder}: {report.reason}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layout = build_layout(recipe, tokenizer, store)

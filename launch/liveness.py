@@ -56,6 +56,7 @@ class Beat:
         token: the same for all ranks of one start on one machine.
         phase: a key of the table above.
         touched: when, in nanoseconds by the file system's clock; only differences count.
+        num_done, num_all: parts of the phase, batches of an evaluation; 0: it has none that are counted.
     """
 
     rank: int
@@ -64,6 +65,8 @@ class Beat:
     phase: str
     step: int
     touched: int = 0
+    num_done: int = 0
+    num_all: int = 0
 
     @property
     def place(self) -> str:
@@ -117,7 +120,7 @@ def write_beat(folder: Path, beat: Beat) -> None:
     """Write a rank's file, whole or not at all."""
     values = {"rank": beat.rank, "pid": beat.process.pid, "host": beat.process.host}
     values |= {"process": str(beat.process), "run": beat.token, "phase": beat.phase, "step": beat.step}
-    values["time"] = time.time()
+    values |= {"done": beat.num_done, "all": beat.num_all, "time": time.time()}
     place = find_place(folder, beat.rank)
     place.parent.mkdir(exist_ok=True)
     draft = place.with_name(f".{place.name}.{os.getpid()}")
@@ -130,19 +133,20 @@ def find_place(folder: Path, rank: int) -> Path:
     return folder / FOLDER / f"{rank}.json"
 
 
-def read_beats(folder: Path, token: str) -> list[Beat]:
-    """The ranks of one start, by number; a file that is not readable is no rank's."""
+def read_beats(folder: Path, token: str | None) -> list[Beat]:
+    """The ranks of one start, by number, of any with None; a file that is not readable is no rank's."""
     beats = []
     for place in (folder / FOLDER).glob("[0-9]*.json"):
         try:
             touched = place.stat().st_mtime_ns
             values = json.loads(place.read_text(encoding="utf-8"))
             process = Process.parse(values["process"])
-            beat = Beat(values["rank"], process, values["run"], values["phase"], values["step"], touched)  # pyright: ignore[reportArgumentType]
+            rank, run, phase, step = (values[name] for name in ("rank", "run", "phase", "step"))
+            counts = (values.get("done", 0), values.get("all", 0))
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if process is not None and beat.token == token:
-            beats.append(beat)
+        if process is not None and token in (None, run):
+            beats.append(Beat(rank, process, run, phase, step, touched, *counts))
     return sorted(beats, key=lambda beat: beat.rank)
 
 

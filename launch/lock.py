@@ -123,6 +123,18 @@ def find_holders(folder: Path) -> list[Holder]:
         os.close(descriptor)
 
 
+def read_content(folder: Path) -> Content:
+    """What stands in the lock file of a folder; the lock is not touched, and no run is refused for it."""
+    try:
+        descriptor = os.open(folder / NAME, os.O_RDONLY)
+    except OSError:
+        return Content()
+    try:
+        return _read(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def refuse_held(folder: Path) -> None:
     """Stop early where somebody holds a folder, before data is prepared for nothing.
 

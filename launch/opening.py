@@ -23,7 +23,8 @@ def describe_start(job: "Job", tracker: "Tracker", progress: "Progress") -> None
     All ranks call it.
     """
     if progress.step:
-        tracker.log("resume", progress.step, message=f"going on from step {progress.step:,}")
+        text = ", ".join(filter(None, (f"going on from step {progress.step:,}", job.origin)))
+        tracker.log("resume", progress.step, origin=job.origin, message=text)
         return
     if job.accelerator.is_main_process:
         _log_data(job, tracker)
@@ -62,6 +63,7 @@ def _log_data(job: "Job", tracker: "Tracker") -> None:
         num_evaluation_documents=evaluation["num_documents"],
         num_evaluation_rows=evaluation["num_rows"],
         dropped=manifest["dropped"],
+        read={key: value for key, value in manifest["input"].items() if key != "examples"},
         message=f"data: {train['num_rows']:,} training rows, {evaluation['num_rows']:,} evaluation rows",
     )
 

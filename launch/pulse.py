@@ -154,9 +154,9 @@ class Pulse:
         if self._beat.rank == 0 and self._origin.run is None and verdict.exit_code == DONE:
             clear_beats(self._folder)
 
-    def mark(self, phase: str, step: int) -> None:
+    def mark(self, phase: str, step: int, num_done: int = 0, num_all: int = 0) -> None:
         """Say what the main thread does now; written with the next beat."""
-        self._beat = replace(self._beat, phase=phase, step=step)
+        self._beat = replace(self._beat, phase=phase, step=step, num_done=num_done, num_all=num_all)
         self._moved = time.monotonic()
 
     def sees_dead_launcher(self) -> bool:

@@ -9,10 +9,11 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from launch.recipe_data import Data
-from launch.recipe_evaluation import Evaluation, Metric, Stopping
+from launch.recipe_evaluation import Evaluation, StoppingChoice
 from launch.recipe_metrics import check_metrics
 from launch.recipe_objective import MaskedLM, Objective, ReplacedTokens
 from launch.recipe_part import Part
+from launch.recipe_stopping import Condition, check_stopping, find_best_condition, list_conditions
 from launch.recipe_training import Checkpoint, Training
 
 
@@ -115,12 +116,23 @@ class Logging(Part):
     every: int = Field(default=1, ge=1)
 
 
+class Tracking(Part):
+    """Under which names trackers file the run."""
+
+    project: str = Field(default="maskwright", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Weights & Biases and trackio: the project; MLflow: the experiment."""
+    name: str | None = Field(default=None, min_length=1)
+    """Null: the recipe's name."""
+
+
 class Recipe(Part):
     """A masked-language-model pretraining job."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     """Also the name of the run folder."""
     description: str = ""
+    licence: str | None = None
+    """Of the trained weights, for the model card; null: the card names none."""
     extends: str | None = None
     """Another recipe (a name or a path) whose values this one starts from."""
     model: Model
@@ -130,24 +142,26 @@ class Recipe(Part):
     training: Training
     evaluation: Evaluation
     checkpoint: Checkpoint
-    stopping: Stopping | None = None
+    stopping: StoppingChoice | None = None
+    """Null: the run goes to its last step. A list: any of its conditions ends the run."""
     logging: Logging = Field(default_factory=lambda: Logging())
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """`auto`: bf16 from compute capability 8.0, fp16 on older GPUs, fp32 on a CPU. `tf32`: fp32 but for the
     factors of products, which are rounded to 10 bits."""
-    report_to: list[Literal["tensorboard"]] = []
-    """Trackers beside metrics.jsonl, which is always written."""
+    report_to: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = []
+    """Trackers beside metrics.jsonl, which is always written. Each wants its package; without an account or a
+    server of theirs `wandb`, `trackio` and `mlflow` keep what they get on this machine."""
+    tracking: Tracking = Field(default_factory=lambda: Tracking())
 
     @property
-    def best_metric(self) -> Metric:
+    def conditions(self) -> tuple[Condition, ...]:
+        """What ends the run before its last step."""
+        return list_conditions(self.stopping, self.objective.kind == "rtd")
+
+    @property
+    def best(self) -> Condition:
         """What the best model is chosen by."""
-        metric = self.stopping.metric if self.stopping else None
-        return metric or ("discriminator_loss" if self.objective.kind == "rtd" else "loss")
-
-    @property
-    def threshold(self) -> float:
-        """A smaller improvement is none."""
-        return self.stopping.threshold if self.stopping else 0.0
+        return find_best_condition(self.evaluation.best, self.conditions, self.objective.kind == "rtd")
 
 
 def contradictions(parts: dict[str, Part | None]) -> list[tuple[str, str]]:
@@ -173,12 +187,18 @@ def contradictions(parts: dict[str, Part | None]) -> list[tuple[str, str]]:
             found.append(("objective.masking.kind", f"{model.family} wants {wanted}, not {kind}"))
     if isinstance(data, Data) and characters and "packing" in data.model_fields_set and data.packing:
         found.append(("data.packing", "canine takes one document a row; set packing: false"))
-    found += _check_objective(model, objective, parts.get("stopping"))
+    found += _check_objective(model, objective)
+    found += check_stopping(parts)
     found += _check_first_phase(model, tokenizer, objective)
     evaluation = parts.get("evaluation")
     if isinstance(evaluation, Evaluation):
         is_streaming = isinstance(data, Data) and data.streaming
         found += check_metrics(evaluation.metrics, model.family, is_streaming=is_streaming)
+    training = parts.get("training")
+    rewinds = isinstance(training, Training) and training.spikes is not None and training.spikes.rewind
+    if rewinds and isinstance(data, Data) and data.streaming:
+        text = "a stream cannot leave rows out; set rewind: false to have spikes logged only"
+        found.append(("training.spikes.rewind", text))
     trains = isinstance(tokenizer, Tokenizer) and tokenizer.source == "train"
     if isinstance(data, Data) and data.streaming and trains:
         found.append(
@@ -200,11 +220,8 @@ def _check_first_phase(model: Model, tokenizer: Part | None, objective: Part | N
     return []
 
 
-def _check_objective(model: Model, objective: Part | None, stopping: Part | None) -> list[tuple[str, str]]:
+def _check_objective(model: Model, objective: Part | None) -> list[tuple[str, str]]:
     if not isinstance(objective, ReplacedTokens):
-        metric = stopping.metric if isinstance(stopping, Stopping) else None
-        if isinstance(objective, MaskedLM) and metric and metric.startswith("discriminator"):
-            return [("stopping.metric", f"{metric} is of objective.kind: rtd; take loss here")]
         return []
     if model.family == "canine":
         return [("objective.kind", "rtd replaces pieces, and a canine model reads characters; set kind: mlm")]

@@ -14,7 +14,7 @@ order of keys left aside. Each key of the schema has one policy (a test walks th
 import difflib
 import json
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,9 +26,12 @@ from launch.verdict import REQUEST, RESUME, RunError
 Policy = Literal["free", "recorded", "longer", "content", "flagged", "fixed"]
 
 _POLICIES: dict[Policy, str] = {
-    "free": """name description extends evaluation.samples checkpoint.every checkpoint.keep
-        logging.every report_to data.sources.*.licence training.rank_timeout_seconds""",
-    "recorded": """evaluation.every evaluation.metrics stopping.patience stopping.threshold
+    "free": """name description licence extends evaluation.samples checkpoint.every checkpoint.keep
+        checkpoint.in_background checkpoint.on_failure checkpoint.max_failures
+        logging.every report_to tracking.project tracking.name data.sources.*.licence
+        training.rank_timeout_seconds
+        training.max_skipped_in_a_row""",
+    "recorded": """evaluation.every evaluation.metrics stopping training.spikes training.deterministic
         data.expected_tokens data.expected_rows""",
     "longer": "training.max_steps training.epochs",
     "content": "data.sources.*.path data.normalize.*.file tokenizer.source tokenizer.extend.terms",
@@ -50,7 +53,7 @@ _POLICIES: dict[Policy, str] = {
         objective.masking.terms.factor objective.generator.num_hidden_layers objective.generator.share
         objective.discriminator_weight objective.temperature training.global_batch training.betas
         training.eps training.weight_decay training.max_grad_norm training.seed evaluation.rate
-        stopping.metric""",
+        evaluation.best""",
 }
 POLICIES: dict[str, Policy] = {key: policy for policy, keys in _POLICIES.items() for key in keys.split()}
 CHANGES = "changes.jsonl"
@@ -211,8 +214,10 @@ def _read_then(state: dict[str, Any], place: Path) -> Recipe:
 def _resolve(recipe: Recipe) -> dict[str, Any]:
     """Plain data in which what stands for another value is that value."""
     values = describe_recipe(recipe)
-    values["stopping"] = {**(values["stopping"] or {"patience": None}), "metric": recipe.best_metric}
-    values["stopping"]["threshold"] = recipe.threshold
+    values["stopping"] = [asdict(condition) for condition in recipe.conditions]
+    if len(values["stopping"]) < 2:  # one condition is the same with and without a list around it
+        values["stopping"] = values["stopping"][0] if values["stopping"] else None
+    values["evaluation"]["best"] = recipe.best.metric
     masking, objective = values["objective"]["masking"], values["objective"]
     if masking["kind"] in ("span", "character_span"):
         masking["mean_span"] = masking["mean_span"] or 3
@@ -236,7 +241,18 @@ def _flatten(value: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], An
 
 
 _SECTIONS = frozenset(
-    ("tokenizer", "extend", "first_phase", "clean", "normalize", "near_duplicates", "terms", "generator")
+    (
+        "tokenizer",
+        "extend",
+        "first_phase",
+        "clean",
+        "normalize",
+        "near_duplicates",
+        "terms",
+        "generator",
+        "stopping",
+        "spikes",
+    )
 )
 
 

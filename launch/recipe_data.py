@@ -1,5 +1,8 @@
 """The data section of a recipe: sources, rows, and what is done to the text between them."""
 
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -172,3 +175,17 @@ class Data(Part):
         if self.streaming and not set(weights) <= {None}:
             raise ValueError("weights want the sizes of all sources, which no stream knows; remove them")
         return self
+
+
+def name_corpora(sources: Sequence[Source]) -> list[str]:
+    """A name for each source, from its file, package or data set; numbered where names would be one."""
+    names: list[str] = []
+    for source in sources:
+        place = source.package if source.kind == "package" else source.path
+        stem = re.sub(r"[^a-z0-9_-]+", "-", Path(place).name.split(".")[0].lower()).strip("-") or "corpus"
+        taken = {"main", "general", *names}
+        name, number = stem, 1
+        while name in taken:
+            name, number = f"{stem}-{number + 1}", number + 1
+        names.append(name)
+    return names

@@ -45,6 +45,11 @@ class Names(Part):
 
     num_suffixes: int = Field(10, ge=1)
     """The most frequent suffixes of the evaluation rows; the rest is one group."""
+    max_span: int | None = Field(None, ge=1, le=32)
+    """Gaps of 1 to so many characters are hidden, each in a name of its own, and the share that is filled
+    without a fault is measured by length; null: none."""
+    num_spans: int = Field(200, ge=1)
+    """Most gaps of one length."""
 
 
 class PseudoPerplexity(Part):

@@ -8,10 +8,10 @@ from typing import Any
 
 from launch.events import Event, Events, number, read_events
 from launch.figure import show_number, show_ratio, show_share
+from launch.recipe_stopping import find_best_rule
 from launch.strict_yaml import StrictYamlError, load_yaml
 
 YARDSTICKS = {"unigram": "the unigram table", "neighbours": "the neighbour table"}
-HIGHER_IS_BETTER = ("accuracy", "discriminator_auc")
 _DONE = ("steps", "patience", "done", "finished")
 
 
@@ -153,13 +153,11 @@ def describe_status(record: Record) -> str:
 
 def find_best(record: Record) -> tuple[str, int | None]:
     """The metric that the best model is chosen by, and the step that it is from."""
-    stopping, objective = (record.recipe.get(name) or {} for name in ("stopping", "objective"))
-    is_pair = objective.get("kind") == "rtd"
-    metric = stopping.get("metric") or ("discriminator_loss" if is_pair else "loss")
-    sign = -1 if metric in HIGHER_IS_BETTER else 1
-    curve = record.events.curve("eval", metric)
+    best = find_best_rule(record.recipe)
+    sign = -1 if best.direction == "higher" else 1
+    curve = record.events.curve("eval", best.metric)
     finite = [(sign * value, step) for step, value in curve if value == value]
-    return metric, min(finite)[1] if finite else None
+    return best.metric, min(finite)[1] if finite else None
 
 
 def judge_discriminator(record: Record, step: int | None = None) -> str:
@@ -186,7 +184,7 @@ def judge(record: Record, step: int | None = None) -> str:
     """
     event = record.evaluation(step)
     perplexity = None if event is None else number(event, "perplexity")
-    if event is None or perplexity is None:
+    if event is None or perplexity is None or perplexity <= 0:  # none is below 1
         return "There is no evaluation yet, so nothing can be said about the model."
     if not math.isfinite(perplexity):
         return f"The evaluation at step {event['step']:,} is not a finite number: training diverged."

@@ -1,7 +1,6 @@
-"""Resuming: which checkpoint a run goes on from, whether it may, and its state put into a job."""
+"""Resuming: whether a run may go on from a checkpoint, and its state put into a job."""
 
 import json
-import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -14,61 +13,27 @@ from data_pipes.vocabulary.identity import check_identity
 from launch import fault
 from launch.build import Job
 from launch.checkpoint import DEEPSPEED, TRAINING
-from launch.manifest import find_checkpoints, find_damage
+from launch.origin import Origin, describe_world
 from launch.progress import Progress
 from launch.recipe import Recipe
 from launch.recipe_change import Change, check_resume, record_changes
+from launch.takeover import take_over
+from launch.universal import name_parameters
 from launch.verdict import RESUME, RunError
 from launch.weights import load_weights, read_weights
 from modeling.trust import check_shards, load_tensors
 
 
-def set_aside_newer(folder: Path, step: int) -> None:
-    """Rename the checkpoints after a step that a run starts anew from: they are of a course it has left."""
-    for place in find_checkpoints(folder):
-        number = int(place.name.removeprefix("checkpoint-"))
-        if number > step:
-            place.rename(folder / f"left-{number}-{int(time.time())}")
-
-
-def choose_checkpoint(folder: Path, resume: str) -> Path | None:
-    """The checkpoint to start from; None: a fresh start.
-
-    Args:
-        folder: the run folder.
-        resume: `auto` (the newest whole one), `never`, or a checkpoint's path.
-
-    Raises:
-        RunError: there are checkpoints and none is whole, or `never` in a folder that has a run in it.
-    """
-    found = find_checkpoints(folder)
-    if resume == "never":
-        if found or (folder / "metrics.jsonl").exists():
-            raise RunError(RESUME, f"--resume never: {folder} holds a run already; name another --output")
-        return None
-    if resume != "auto":
-        found = [Path(resume)]
-    damages = []
-    for place in found:
-        damage = find_damage(place)
-        if damage is None:
-            return place
-        damages.append(f"{place.name}: {damage}")
-    if damages:
-        raise RunError(
-            RESUME,
-            f"no whole checkpoint to resume from ({'; '.join(damages)}); move it away to start afresh",
-        )
-    return None
-
-
 def load_checkpoint(job: Job, place: Path, folder: Path, accepted: Collection[str] = ()) -> Progress:
     """Put a checkpoint's state into a job that was just built; the progress to go on from.
 
-    What changed in the recipe since, and may, is written to changes.jsonl in the run's `folder`.
+    A checkpoint of the same world gives the same bits as if the run had never ended. One of another
+    world (other processes, another sharding) is taken over by parameter name: on another number of processes
+    dropout draws anew, and all else is as it was. What changed in the recipe since, and may, is
+    written to changes.jsonl in the run's `folder`.
 
     Raises:
-        RunError: it belongs to another recipe or other text, or its shards to another number of processes.
+        RunError: it belongs to another recipe or other text, or cannot be taken over.
     """
     fault.at("before_load")
     training = place / TRAINING
@@ -78,36 +43,47 @@ def load_checkpoint(job: Job, place: Path, folder: Path, accepted: Collection[st
             check_identity(place)
         except TokenizerError as error:
             raise RunError(RESUME, f"{error}; restore it, or train in another --output") from error
-    world_size = state.pop("world_size")
-    if job.plan.zero_stage is None:
-        _load_optimizer(job, place, training)
-    else:
-        _load_engine(job, place, training / DEEPSPEED, world_size)
+    origin = Origin.read(place, state, is_sharded=not (training / "optimizer.pt").is_file())
+    is_kept = origin.is_kept_by(job.plan)
+    if is_kept and origin.is_sharded:
+        _load_engine(job, place, training / DEEPSPEED)
+    elif not (is_kept and _load_optimizer(job, place, training)):
+        take_over(job, place, training, origin, num_updates=state["step"] - state.get("num_skipped", 0))
     own_states = training / f"random-{job.accelerator.process_index}.pt"
-    if world_size == job.plan.world_size and own_states.exists():
+    if origin.world_size == job.plan.world_size and own_states.exists():
         _set_random_states(_load_tensors(own_states))
+    job.origin = _describe(job, origin)
     if changes and job.accelerator.is_main_process:
         record_changes(folder, state["step"], changes)
-    return Progress(**{**state, "resumed_from": state["step"]})
+    return Progress.read(state, job.recipe.best.metric)
 
 
-def _load_optimizer(job: Job, place: Path, training: Path) -> None:
-    if not (training / "optimizer.pt").is_file():
-        raise RunError(RESUME, f"{place} was written under ZeRO; resume it with the same profile")
-    load_weights(job, read_weights(job, place, training))
+def _describe(job: Job, origin: Origin) -> str | None:
+    """In words where a checkpoint of another world comes from, and where it goes on; None: it is the same."""
+    if not origin.differs(job.plan):
+        return None
+    text = f"written by {origin}, on {describe_world(job.plan.world_size, job.plan.sharding)}"
+    is_drawn_anew = origin.world_size != job.plan.world_size and job.recipe.model.dropout != 0
+    return f"{text}; what dropout drops is drawn anew" if is_drawn_anew else text
+
+
+def _load_optimizer(job: Job, place: Path, training: Path) -> bool:
+    """Load what one process or DDP has written, which the same gives back to the bit.
+
+    Returns:
+        Whether it was done: the optimizer's state is by number, and must be of the same parameters in order.
+    """
     saved = _load_tensors(training / "optimizer.pt")
+    if saved.get("names") not in (None, name_parameters(job.optimizer, job.bare_model)):
+        return False
+    load_weights(job, read_weights(job, place, training))
     job.optimizer.load_state_dict(saved["optimizer"])
     if job.accelerator.scaler is not None and saved["scaler"] is not None:
         job.accelerator.scaler.load_state_dict(saved["scaler"])
+    return True
 
 
-def _load_engine(job: Job, place: Path, shards: Path, world_size: int) -> None:
-    if world_size != job.plan.world_size:
-        raise RunError(
-            RESUME, f"{place} holds ZeRO shards of {world_size} processes, not {job.plan.world_size}"
-        )
-    if not shards.is_dir():
-        raise RunError(RESUME, f"{place} was written without DeepSpeed; resume it without a ZeRO profile")
+def _load_engine(job: Job, place: Path, shards: Path) -> None:
     _check_shards(shards)
     loaded, _ = job.model.load_checkpoint(str(shards), tag="state")  # pyright: ignore[reportCallIssue]
     if loaded is None:

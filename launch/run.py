@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from types import FrameType
@@ -105,7 +105,7 @@ class _Execution:
         assert self.process.stderr is not None
         listener = Thread(target=_pass_on, args=(self.process.stderr, self.output, left), daemon=True)
         listener.start()
-        with _signals_noted() as came:
+        with signals_noted() as came:
             num_passed = 0
             while self.process.poll() is None:
                 time.sleep(_LOOK_SECONDS)
@@ -218,7 +218,9 @@ def _pass_on(stderr: IO[bytes], output: Path, left: Holder | None) -> None:
         if left is not None:
             log.write(f"the lock of this folder was left behind by {left}; it was taken over\n".encode())
         for line in stderr:
-            log.write(line)
+            # The launcher would wait for ever for a reader that a full disk has ended.
+            with suppress(OSError):
+                log.write(line)
             if not has_verdict(output):
                 sys.stderr.buffer.write(line)
                 sys.stderr.buffer.flush()
@@ -234,7 +236,7 @@ def _stopped(signal_name: str, output: Path) -> Verdict:
 
 
 @contextmanager
-def _signals_noted() -> Iterator[list[int]]:
+def signals_noted() -> Iterator[list[int]]:
     """Note signals instead of ending of them; the numbers of those that came."""
     came: list[int] = []
 

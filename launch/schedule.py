@@ -64,6 +64,13 @@ class Cadence:
         # A step may hold several passes; it is still one step at whose end it happens.
         return min(num_steps, self._passes(num_steps))
 
+    def next_after(self, step: int) -> int:
+        """The first step after `step` at which it happens."""
+        if self.every != "epoch":
+            return (step // self.every + 1) * self.every
+        wanted = self._passes(step) + 1
+        return -(-wanted * (self.num_rows or 1) // self.global_batch)
+
     def _passes(self, step: int) -> int:
         if not self.num_rows:
             raise ValueError("`every: epoch` wants the number of rows")

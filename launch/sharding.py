@@ -84,6 +84,11 @@ class Sharding:
                 f"{where}: ZeRO-3 leaves each rank a part of the weights, and without "
                 "stage3_gather_16bit_weights_on_model_save no model could be saved; set it to true"
             )
+        if self.zero_stage == 0:
+            errors.append(
+                f"{where}: under stage 0 DeepSpeed updates weights with gradients that are no numbers, and "
+                "tells no norm of them; leave --sharding out for plain ranks, or take stage 1 to 3"
+            )
         if "offload_param" in zero and self.zero_stage != 3:
             errors.append(
                 f"{where}: offload_param wants ZeRO stage 3, the file says {self.zero_stage}; raise the "

@@ -21,18 +21,29 @@ from launch.verdict import DIVERGED, RunError
 class Outcome:
     """What a step did on all ranks: means of the terms of its loss by name, the norm before clipping, ...
 
-    A step whose gradient overflowed under fp16 is skipped: the weights are as before, and there is no norm.
+    Where the loss or the gradient is not finite on any rank, all ranks skip the update: weights and moments
+    are as before, and there is no norm.
+
+    Attributes:
+        is_overflow: the gradient alone was not, and fp16's loss scale is still to fall: it was its fault.
     """
 
     means: dict[str, float]
     num_targets: int
     num_rows: int
     num_pieces: int
+    num_slots: int
     num_flops: int
     grad_norm: float | None
     epoch: float
     is_asked_to_stop: bool
     is_skipped: bool = False
+    is_overflow: bool = False
+
+    @property
+    def loss(self) -> float:
+        """The sum of its terms."""
+        return sum(self.means.values())
 
 
 def begin_step(job: Job, tracker: Tracker, step: int, rate: float) -> None:
@@ -44,65 +55,108 @@ def begin_step(job: Job, tracker: Tracker, step: int, rate: float) -> None:
 
 
 def take_step(job: Job, batch: StepBatch) -> Outcome:
-    """One optimizer step over the micro-batches of all ranks.
+    """One optimizer step over the micro-batches of all ranks, or none where a number in it is not finite.
 
     Each term of a step's loss is one sum over one count. Accelerate and DeepSpeed divide a micro-batch's
     loss by the accumulation, and DDP and ZeRO divide the gradients by the ranks; the scales undo both.
 
     Raises:
-        RunError: the loss or the gradient is not finite.
+        RunError: DeepSpeed took a step that was to be skipped.
     """
     accelerator, device, terms = job.accelerator, job.accelerator.device, job.terms
     num_flops = job.counter.count(batch.micro_batches) if job.counter else 0
-    own = [*(term.count(batch) for term in terms), batch.num_rows, batch.num_pieces, num_flops]
-    own.append(job.stop.is_asked)
+    own = [*(term.count(batch) for term in terms), batch.num_rows, batch.num_pieces, batch.num_slots]
+    own += [num_flops, job.stop.is_asked]
     counts = sum_over_ranks(torch.tensor(own, dtype=torch.float64, device=device))
-    *sizes, num_rows, num_pieces, num_flops, num_asked = (int(n) for n in counts.tolist())
+    *sizes, num_rows, num_pieces, num_slots, num_flops, num_asked = (int(n) for n in counts.tolist())
     undo = accelerator.gradient_accumulation_steps * accelerator.num_processes
     scales = [undo * term.weight / size for term, size in zip(terms, sizes, strict=True)]
     totals = torch.zeros(len(terms), dtype=torch.float64, device=device)
-    grad_norm = None
+    grad_norm, is_skipped = math.nan, False
     for micro_batch in batch.micro_batches:
         with accelerator.accumulate(job.model):
             output = job.model(**move_batch(micro_batch, device))
-            sums = [output[f"{term.name}_sum"] for term in terms]
-            accelerator.backward(fault.poison("before_backward", sum(map(operator.mul, sums, scales))))
+            sums = spoil([output[f"{term.name}_sum"] for term in terms])
+            totals += torch.stack(sums).detach().double()
+            loss = sum(map(operator.mul, sums, scales))
+            if accelerator.sync_gradients:
+                totals = sum_over_ranks(totals * fault.poison("before_sum", 1.0))
+                loss = loss * spread(totals)
+            accelerator.backward(loss)
             if accelerator.sync_gradients:
                 grad_norm = clip(job)
-            job.optimizer.step()
-            job.optimizer.zero_grad()
-        totals += torch.stack(sums).detach().double()
-    found = sum_over_ranks(totals).tolist()
-    means = {term.name: total / size for term, total, size in zip(terms, found, sizes, strict=True)}
-    is_skipped = accelerator.optimizer_step_was_skipped
-    # DeepSpeed still has the norm of the step before a skipped one.
-    norm = math.nan if grad_norm is None or is_skipped else float(grad_norm)
-    norm = check_finite(sum(means.values()), norm, job.plan.precision)
+                is_skipped = not update(job, grad_norm)
+    means = {term.name: sum_ / size for term, sum_, size in zip(terms, totals.tolist(), sizes, strict=True)}
+    is_finite = math.isfinite(sum(means.values()))
+    check_update(is_skipped, is_finite, grad_norm)
     return Outcome(
-        means, sizes[0], num_rows, num_pieces, num_flops, norm, batch.epoch, num_asked > 0, is_skipped
+        means=means,
+        num_targets=sizes[0],
+        num_rows=num_rows,
+        num_pieces=num_pieces,
+        num_slots=num_slots,
+        num_flops=num_flops,
+        grad_norm=None if is_skipped else grad_norm,
+        epoch=batch.epoch,
+        is_asked_to_stop=num_asked > 0,
+        is_skipped=is_skipped,
+        is_overflow=is_skipped and is_finite and read_loss_scale(job) > 1,
     )
 
 
-def check_finite(loss: float, grad_norm: float, precision: str) -> float | None:
-    """The gradient norm; None where fp16 overflowed, which its loss scaling answers by skipping the step.
+def spoil(sums: list[Tensor]) -> list[Tensor]:
+    """The sums of a micro-batch as they are, unless a fault is to be seen in them."""
+    factor = fault.poison("before_backward", 1.0)
+    return sums if factor == 1 else [value * factor for value in sums]
+
+
+def spread(totals: Tensor) -> Tensor:
+    """A factor of the last micro-batch's loss: 1, or NaN if the loss of any rank is not finite.
+
+    With it all ranks have gradients that are not finite, also where that rank's own are: what looks at them
+    skips the step, and under DeepSpeed nothing else could, as `backward` takes it. No rank waits for its
+    device here.
+    """
+    return torch.where(totals.sum().isfinite(), 1.0, math.nan)
+
+
+def update(job: Job, grad_norm: float) -> bool:
+    """Update the weights; whether it was done. DeepSpeed has done it, or not, in its `backward`."""
+    optimizer, scaler = job.optimizer, job.accelerator.scaler
+    # The loss scaler skips by itself, and has to see the step to know.
+    is_due = math.isfinite(grad_norm) or scaler is not None or job.plan.zero_stage is not None
+    if is_due:
+        optimizer.step()
+    optimizer.zero_grad()
+    return is_due and not job.accelerator.optimizer_step_was_skipped
+
+
+def read_loss_scale(job: Job) -> float:
+    """The factor of fp16's loss in the next step; 1 without one."""
+    if job.plan.precision != "fp16":
+        return 1.0
+    if job.plan.zero_stage is not None:
+        return float(job.model.optimizer.loss_scale)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    return job.accelerator.scaler.get_scale() if job.accelerator.scaler else 1.0
+
+
+def check_update(is_skipped: bool, is_finite: bool, grad_norm: float) -> None:
+    """Stop before weights that are no numbers are saved.
 
     Raises:
-        RunError: the loss is not finite, or the norm is not and there is no loss scaling.
+        RunError: the step was taken with a loss or a gradient that is not finite.
     """
-    if math.isfinite(loss) and math.isfinite(grad_norm):
-        return grad_norm
-    if math.isfinite(loss) and precision == "fp16":
-        return None
-    raise RunError(
-        DIVERGED,
-        f"the loss is {loss} and the gradient norm {grad_norm}: training diverged; the last checkpoint is "
-        "untouched. Try a lower training.learning_rate or a longer warmup",
-    )
+    if not is_skipped and not (is_finite and math.isfinite(grad_norm)):
+        raise RunError(
+            DIVERGED,
+            "the loss or the gradient is not finite, and the step was taken all the same: the weights may be "
+            "no numbers any more; the last checkpoint is untouched",
+        )
 
 
-def clip(job: Job) -> Tensor | float:
+def clip(job: Job) -> float:
     """Clip the gradients as the recipe says; their norm before. DeepSpeed has done it in its own step."""
     if job.plan.zero_stage is not None:
-        return job.model.get_global_grad_norm()  # pyright: ignore[reportCallIssue]
+        return float(job.model.get_global_grad_norm())  # pyright: ignore[reportCallIssue]
     job.accelerator.unscale_gradients()
-    return clip_gradients(job.model.parameters(), job.recipe.training.max_grad_norm or math.inf)
+    return float(clip_gradients(job.model.parameters(), job.recipe.training.max_grad_norm or math.inf))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from launch.display import Display
     from launch.pulse import Pulse
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -24,10 +25,13 @@ class StopFlag:
 
     Attributes:
         pulse: this rank's, which sees when the launcher dies; that is a wish to stop as well.
+        display: is told what the loop does now; None on all ranks but one.
     """
 
     def __init__(self) -> None:
         self.pulse: Pulse | None = None
+        self.display: Display | None = None
+        self._place = ("", 0)
         self._is_signalled = False
         self._previous: dict[int, object] = {}
 
@@ -52,10 +56,17 @@ class StopFlag:
         is_orphaned = self.pulse is not None and self.pulse.sees_dead_launcher() and not self._is_signalled
         return "because its launcher is dead" if is_orphaned else "by a signal"
 
-    def mark(self, phase: str, step: int) -> None:
-        """Say what this rank does now: `step`, `evaluation`, `save`."""
+    def mark(self, phase: str, step: int, num_done: int = 0, num_all: int = 0) -> None:
+        """Say what this rank does now: `step`, `evaluation`, `save`; of how many parts so many are done."""
+        self._place = (phase, step)
         if self.pulse is not None:
-            self.pulse.mark(phase, step)
+            self.pulse.mark(phase, step, num_done, num_all)
+        if self.display is not None:
+            self.display.mark(phase, step, num_done, num_all)
+
+    def count(self, num_done: int, num_all: int) -> None:
+        """Say how far it is with what was marked last."""
+        self.mark(*self._place, num_done, num_all)
 
     def check(self, device: "torch.device") -> None:
         """Look whether any rank is asked to stop. All ranks call it, equally often.

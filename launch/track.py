@@ -1,14 +1,50 @@
-"""Tracking: every event of a run into metrics.jsonl, to the terminal and, if asked, to TensorBoard."""
+"""Tracking: every event of a run into metrics.jsonl, to the terminal and, if asked, to trackers."""
 
+import errno
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from launch.display import Display
+from launch.display import Display, open_display
+from launch.events import Event, to_plain
+from launch.flags import Flags, Limits
+from launch.trackers import KINDS, Trackers, Wish, describe_config
 from launch.verdict import MACHINE, RunError
+from launch.view import Facts
+
+if TYPE_CHECKING:
+    from launch.build import Job
+
+
+def open_tracker(folder: Path, job: "Job", resumed_step: int | None) -> "Tracker":
+    """The tracker of a job on this rank; on the main one with a display, which the loop's marks reach too."""
+    if not job.accelerator.is_main_process:
+        return Tracker(folder, is_main=False, display=None)
+    from launch.engine import describe_environment
+
+    recipe, plan = job.recipe.model_dump(mode="json"), job.plan.model_dump(mode="json")
+    facts = Facts.of(plan, recipe)
+    config = describe_config(recipe, plan, describe_environment(job.accelerator))
+    tracking = job.recipe.tracking
+    wish = Wish(job.recipe.report_to, tracking.project, tracking.name or job.recipe.name, config)
+    display = open_display(facts, resumed_step or 0)
+    try:
+        tracker = Tracker(
+            folder,
+            is_main=True,
+            display=display,
+            wish=wish,
+            limits=facts.limits,
+            resumed_step=resumed_step,
+        )
+    except RunError:
+        display.close()
+        raise
+    job.stop.display = display
+    return tracker
 
 
 class Tracker:
@@ -18,7 +54,8 @@ class Tracker:
         folder: the run folder.
         is_main: whether this rank writes.
         display: what a person sees; None on other ranks.
-        report_to: trackers beside metrics.jsonl.
+        wish: trackers beside metrics.jsonl, and what goes along with them.
+        limits: what the red flags hold a run against.
         resumed_step: events after this step are cut off, as they will be written again.
     """
 
@@ -28,50 +65,70 @@ class Tracker:
         *,
         is_main: bool,
         display: Display | None,
-        report_to: Sequence[str] = (),
+        wish: Wish | None = None,
+        limits: Limits | None = None,
         resumed_step: int | None = None,
     ):
         self._display = display
         self._file = None
-        self._board = None
         if not is_main:
             return
+        self._flags = Flags(limits or Limits())
         path = folder / "metrics.jsonl"
-        _cut_events(path, resumed_step)
-        self._file = path.open("a", encoding="utf-8")
-        if "tensorboard" in report_to:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise RunError(
-                    MACHINE, "report_to names tensorboard, which is not installed: pip install tensorboard"
-                ) from error
-            purge = None if resumed_step is None else resumed_step + 1
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        kept, logged = _cut_events(path, resumed_step)
+        for event in kept:
+            self._flags.warn(event)
+            if display is not None:
+                display.view.observe(event)
+        self._trackers = Trackers(folder, wish or Wish(), resumed_step)
+        messages = self._trackers.open(kept, logged)
+        # Without a buffer: what a full disk does not take would be tried, and fail, again when it is closed.
+        self._file = path.open("ab", buffering=0)
+        self._tell(messages, resumed_step or 0)
 
     def log(self, kind: str, step: int, **values: Any) -> None:
-        """Write one event and show it."""
+        """Write one event, show it, and raise the flags that it raises."""
         if self._file is None:
             return
-        event = {"kind": kind, "step": step, **values}
-        self._file.write(json.dumps(event, ensure_ascii=False) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float) and kind in ("train", "eval"):
-                    self._board.add_scalar(f"{kind}/{name.removeprefix(f'{kind}/')}", value, step)
-        if self._display is not None:
-            self._display.show(event)
+        event = to_plain({"kind": kind, "step": step, **values})
+        line = (json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise RunError(
+                MACHINE, f"metrics.jsonl cannot be written ({error}); the last checkpoint is untouched"
+            ) from error
+        self._show(event)
+        messages = self._trackers.log(event)
+        for flag in self._flags.warn(event):
+            self.log("flag", step, **flag)
+        self._tell(messages, step)
 
     def close(self) -> None:
         """Flush and close what is open."""
+        if self._file is None:
+            return
+        self._tell(self._trackers.close(), 0)
         if self._display is not None:
             self._display.close()
-        if self._board is not None:
-            self._board.close()
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-            self._file.close()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._file = None
+
+    def _tell(self, messages: Iterable[str], step: int) -> None:
+        for message in messages:
+            self.log("tracker", step, message=message)
+
+    def _show(self, event: Event) -> None:
+        """Show an event; a display that has nothing to show it on any more is let go."""
+        if self._display is None:
+            return
+        try:
+            self._display.show(event)
+        except OSError:
+            display, self._display = self._display, None
+            display.close()
 
     def __enter__(self) -> "Tracker":
         return self
@@ -86,18 +143,19 @@ class Stopwatch:
     def __init__(self) -> None:
         self._mark = time.perf_counter()
         self._waited = self._worked = 0.0
-        self._num_pieces = self._num_rows = self._num_flops = 0
+        self._num_pieces = self._num_rows = self._num_flops = self._num_slots = 0
 
     def waited(self) -> None:
         """The data has just arrived."""
         self._waited += self._lap()
 
-    def worked(self, num_pieces: int, num_rows: int, num_flops: int = 0) -> None:
-        """A step with so much in it is done; 0 model FLOPs: they are not known."""
+    def worked(self, num_pieces: int, num_rows: int, num_flops: int = 0, num_slots: int = 0) -> None:
+        """A step with so much in it is done; 0 model FLOPs or slots: they are not known."""
         self._worked += self._lap()
         self._num_pieces += num_pieces
         self._num_rows += num_rows
         self._num_flops += num_flops
+        self._num_slots += num_slots
 
     def go_on(self) -> None:
         """Something that is not counted is over."""
@@ -106,6 +164,7 @@ class Stopwatch:
     def read(self, peak_flops: float | None = None) -> dict[str, float]:
         """Speeds and the share of the time spent waiting, since the last reading.
 
+        Tokens are pieces of rows; slots are those and the padding beside them.
         `peak_flops` is that of all devices together; with it comes the share of it (MFU).
         """
         seconds = max(self._waited + self._worked, 1e-9)
@@ -114,12 +173,14 @@ class Stopwatch:
             "rows_per_second": self._num_rows / seconds,
             "data_wait_fraction": self._waited / seconds,
         }
+        if self._num_slots:
+            found["slots_per_second"] = self._num_slots / seconds
         if self._num_flops:
             found["flops_per_second"] = self._num_flops / seconds
             if peak_flops:
                 found["mfu"] = found["flops_per_second"] / peak_flops
         self._waited = self._worked = 0.0
-        self._num_pieces = self._num_rows = self._num_flops = 0
+        self._num_pieces = self._num_rows = self._num_flops = self._num_slots = 0
         return found
 
     def _lap(self) -> float:
@@ -127,18 +188,30 @@ class Stopwatch:
         return self._mark - before
 
 
-def _cut_events(path: Path, resumed_step: int | None) -> None:
-    """Keep the events up to a step; a line that a crash cut short goes too."""
+def _cut_events(path: Path, resumed_step: int | None) -> tuple[list[Event], dict[str, int]]:
+    """Keep the events up to a step; a line that a crash cut short goes too.
+
+    Returns:
+        Those that are kept, and the highest step by kind that was logged before.
+    """
     if not path.exists():
-        return
-    kept = []
+        return [], {}
+    kept: list[Event] = []
+    logged: dict[str, int] = {}
+    lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             event = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if resumed_step is not None and event["step"] <= resumed_step and event["kind"] != "end":
-            kept.append(line + "\n")
+        if event["kind"] in KINDS:
+            logged[event["kind"]] = max(event["step"], logged.get(event["kind"], -1))
+        # A checkpoint is older than a way back to it, which the run has still before it then.
+        last = (resumed_step or 0) - (event["kind"] == "rewind")
+        if resumed_step is not None and event["step"] <= last and event["kind"] != "end":
+            kept.append(event)
+            lines.append(line + "\n")
     draft = path.with_suffix(".partial")
-    draft.write_text("".join(kept), encoding="utf-8")
+    draft.write_text("".join(lines), encoding="utf-8")
     draft.replace(path)
+    return kept, logged

@@ -33,51 +33,71 @@ from launch.world import World, check_gpu, has_cuda_driver
 
 if TYPE_CHECKING:
     from launch.build import Job
+    from launch.course import Course
     from launch.progress import Progress
+    from launch.saving import Saver
     from launch.step import Outcome
     from launch.track import Stopwatch, Tracker
 
 
-def train(job: "Job", progress: "Progress", tracker: "Tracker", folder: Path) -> "Progress":
+def train(
+    job: "Job", progress: "Progress", tracker: "Tracker", saver: "Saver", course: "Course"
+) -> "Progress":
     """Run a job from where it is to its last step, or until it stops getting better."""
-    from launch.checkpoint import save_checkpoint
     from launch.step import begin_step, take_step
     from launch.track import Stopwatch
 
     recipe, plan = job.recipe, job.plan
     rates = plan.rate_schedule(recipe)
     evaluations, saves = plan.cadence(recipe.evaluation.every), plan.cadence(recipe.checkpoint.every)
-    last_step = plan.num_steps or 0
-    if progress.step == 0 or progress.is_evaluation_due:
-        progress = evaluate_and_keep_best(job, progress, tracker, folder)
-    if progress.is_evaluation_due:
-        raise stopped(job, progress)
-    if is_stale(job, progress):
-        return progress
+    progress = catch_up(job, progress, tracker, saver)
     watch = Stopwatch()
-    for batch in job.steps(progress.step, last_step):
+    while not is_over(job, progress):
+        batch = course.take(progress)
         watch.waited()
-        progress = progress.at(progress.step + 1)
-        rate = rates.at(progress.step)
-        begin_step(job, tracker, progress.step, rate)
+        step = progress.step + 1
+        rate = rates.at(step)
+        begin_step(job, tracker, step, rate)
         outcome = take_step(job, batch)
-        progress = progress.counting(is_skipped=outcome.is_skipped)
         fault.at("after_step")
-        watch.worked(outcome.num_pieces, outcome.num_rows, outcome.num_flops)
-        if progress.step % recipe.logging.every == 0 or progress.step == last_step:
+        watch.worked(outcome.num_pieces, outcome.num_rows, outcome.num_flops, outcome.num_slots)
+        progress = progress.after(step, is_skipped=outcome.is_skipped, is_overflow=outcome.is_overflow)
+        if step % recipe.logging.every == 0 or step == plan.num_steps:
             log_step(job, tracker, progress, rate, outcome, watch)
-        if evaluations.is_due(progress.step) or progress.step == last_step:
-            progress = evaluate_and_keep_best(job, progress, tracker, folder)
+        progress = course.follow(progress, outcome)
+        if progress.step < step:
+            progress = catch_up(job, progress, tracker, saver)
+        elif evaluations.is_due(step) or step == plan.num_steps:
+            progress = evaluate_and_keep_best(job, progress, tracker, saver)
         is_stopped = outcome.is_asked_to_stop or progress.is_evaluation_due
-        is_over = (progress.step == last_step or is_stale(job, progress)) and not progress.is_evaluation_due
-        if saves.is_due(progress.step) or is_over or is_stopped:
-            job.stop.mark("save", progress.step)
-            tracker.log("save", progress.step, path=str(save_checkpoint(job, progress, folder)))
-        if is_over:
-            break
-        if is_stopped:
+        saver.look()
+        if is_stopped or is_over(job, progress):
+            saver.save_last(progress)
+        elif saves.is_due(step) and progress.step == step and not progress.num_skipped_in_a_row:
+            saver.save(progress)  # else good checkpoints would make room for what numbers have gone wrong in
+        if is_stopped and not is_over(job, progress):
             raise stopped(job, progress)
         watch.go_on()
+    return progress
+
+
+def is_over(job: "Job", progress: "Progress") -> bool:
+    """Whether it was the last step, or a condition has used up its patience; the same on every rank."""
+    is_last = progress.step >= (job.plan.num_steps or 0)
+    is_stale = progress.find_stale(job.recipe.conditions) is not None
+    return (is_last or is_stale) and not progress.is_evaluation_due
+
+
+def catch_up(job: "Job", progress: "Progress", tracker: "Tracker", saver: "Saver") -> "Progress":
+    """Make the evaluation that a start owes: of step 0, or one that was cut short.
+
+    Raises:
+        RunError: all ranks are asked to stop.
+    """
+    if progress.step == 0 or progress.is_evaluation_due:
+        progress = evaluate_and_keep_best(job, progress, tracker, saver)
+    if progress.is_evaluation_due:
+        raise stopped(job, progress)
     return progress
 
 
@@ -89,14 +109,16 @@ def stopped(job: "Job", progress: "Progress") -> RunError:
     return RunError(STOPPED, f"stopped {job.stop.reason}; the same command {start}")
 
 
-def evaluate_and_keep_best(job: "Job", progress: "Progress", tracker: "Tracker", folder: Path) -> "Progress":
+def evaluate_and_keep_best(
+    job: "Job", progress: "Progress", tracker: "Tracker", saver: "Saver"
+) -> "Progress":
     """Evaluate on the frozen masks; keep the model if it is the best so far.
 
     When a signal cuts it short, it is due again at the next start.
     """
-    from launch.checkpoint import save_model
     from launch.evaluate import evaluate
     from launch.stop import StopAsked
+    from launch.stopping import judge_figures
 
     def tick() -> None:
         job.stop.mark("evaluation", progress.step)
@@ -108,16 +130,12 @@ def evaluate_and_keep_best(job: "Job", progress: "Progress", tracker: "Tracker",
         further = job.suite.measure(job.bare_model, tick) if job.suite else {}
     except StopAsked:
         return progress.with_evaluation_due()
-    progress = progress.judged(score, job.recipe.best_metric, job.recipe.threshold)
-    tracker.log("eval", progress.step, **score.as_dict(), **further)
+    figures = {**score.as_dict(), **further}
+    tracker.log("eval", progress.step, **figures)
+    progress = judge_figures(job, tracker, progress, figures)
     if progress.step and progress.best_step == progress.step:
-        save_model(job, folder / "best")
+        saver.keep_best(progress)
     return progress
-
-
-def is_stale(job: "Job", progress: "Progress") -> bool:
-    """Whether the patience of the recipe is used up; the same on every rank."""
-    return job.recipe.stopping is not None and progress.num_stale >= job.recipe.stopping.patience
 
 
 def log_step(
@@ -151,10 +169,13 @@ def _resident_bytes() -> int:
 def run(request: Request, world: World, pulse: Pulse) -> Verdict:
     """Prepare the data, plan from the world that was found, train, and leave a whole run folder."""
     from launch.corpus import prepare_corpus
-    from launch.display import open_display
+    from launch.doctor.ops import require_no_left_lock
     from launch.floors import require_versions
+    from launch.trackers import require_packages
 
     require_versions()
+    require_no_left_lock(request.profile)
+    require_packages(request.recipe.report_to)
     store = prepare_corpus(request.recipe, may_grow=True)
     plan = request.plan(request.default_memory())
     if plan.errors:
@@ -165,55 +186,50 @@ def run(request: Request, world: World, pulse: Pulse) -> Verdict:
     from transformers.utils.logging import disable_progress_bar
 
     from launch.build import build_job
-    from launch.checkpoint import save_model
-    from launch.folder import is_finished, write_run_files
+    from launch.choice import find_start, take_up
+    from launch.course import Course
+    from launch.examples import log_examples
     from launch.opening import describe_start, fill_samples
-    from launch.progress import Progress
-    from launch.resume import check_state, choose_checkpoint, load_checkpoint, set_aside_newer
-    from launch.track import Tracker
+    from launch.saving import Saver
+    from launch.track import open_tracker
 
     folder = request.output
-    start = choose_checkpoint(folder, request.resume)
-    if start and request.resume == "auto" and is_finished(folder, plan.num_steps or 0):
-        check_state(request.recipe, store, start, request.accepted)
+    start, is_done = find_start(request, world, plan, store)
+    if is_done:
         has_report = (folder / "report.html").exists()
         return close_run(folder, world.rank == 0 and not has_report, f"the run in {folder} is done already")
     disable_progress_bar()  # a bar for each saved file would tear the display
     job = build_job(request.recipe, plan, request.profile, store)
     job.stop.pulse = pulse
-    progress = load_checkpoint(job, start, folder, request.accepted) if start else Progress()
-    is_main = job.accelerator.is_main_process
-    if is_main:
-        write_run_files(folder, job)
-        set_aside_newer(folder, progress.step)
-    job.accelerator.wait_for_everyone()
-    display = open_display(request.recipe.name, plan.num_steps or 0, progress.step) if is_main else None
+    progress, events = take_up(job, start, request)
     with (
         job.stop,
-        Tracker(
-            folder,
-            is_main=is_main,
-            display=display,
-            report_to=request.recipe.report_to,
-            resumed_step=progress.step if start else None,
-        ) as tracker,
+        open_tracker(folder, job, progress.resumed_from) as tracker,
+        Saver(job, tracker, folder) as saver,
+        Course(job, tracker, saver, folder, request.accepted) as course,
     ):
+        for event in events:
+            tracker.log(**event)
         describe_start(job, tracker, progress)
-        progress = train(job, progress, tracker, folder)
+        progress = train(job, progress, tracker, saver, course)
         fill_samples(job, tracker, progress.step)
-        save_model(job, folder / "final")
+        saver.keep_final(progress)
+        log_examples(job, tracker, progress.step)
         message = log_end(job, tracker, progress)
-    return close_run(folder, is_main, message)
+    return close_run(folder, job.accelerator.is_main_process, message)
 
 
 def log_end(job: "Job", tracker: "Tracker", progress: "Progress") -> str:
     """Log that the run is over; how far it went, in words."""
     from launch.display import describe_skipped
 
+    spent = progress.find_stale(job.recipe.conditions)
     is_early = progress.step < (job.plan.num_steps or 0)
-    reason = "patience" if is_early else "steps"
-    tracker.log("end", progress.step, reason=reason, skipped_steps=progress.num_skipped)
-    early = " (stopped early: no better evaluation within the patience)" if is_early else ""
+    values = {"reason": "patience", "metric": spent.metric} if is_early and spent else {"reason": "steps"}
+    tracker.log("end", progress.step, **values, skipped_steps=progress.num_skipped)
+    early = ""
+    if is_early and spent:
+        early = f" (stopped early: no better {spent.metric} in {spent.patience:,} evaluations)"
     skipped = f"; {describe_skipped(progress.num_skipped)}" if progress.num_skipped else ""
     return f"{progress.step:,} steps{early}{skipped}"
 

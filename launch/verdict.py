@@ -13,6 +13,9 @@ from launch.redaction import show
 DONE, DEFECT, REQUEST, MACHINE, RESUME, DIVERGED, LOST, HELD, STOPPED = 0, 1, 2, 3, 4, 5, 6, 7, 143
 """LOST: a rank was killed or is not heard of. HELD: another run holds the folder; nothing was touched."""
 _NAME = "verdict.json"
+_RESERVE = ".reserve"
+_RESERVE_BYTES = 1 << 16
+"""Room of a run folder that is given up when the disk is full, so that a verdict can still be written."""
 UNDER_RUN = "MASKWRIGHT_UNDER_RUN"
 """Set for trainers that `maskwright run` starts, to its process: it prints their verdict, they need not."""
 
@@ -47,6 +50,8 @@ def make_folder(folder: Path) -> Path:
         probe = folder / f".probe.{os.getpid()}"
         probe.touch()
         probe.unlink()
+        if not (folder / _RESERVE).exists():
+            (folder / _RESERVE).write_bytes(bytes(_RESERVE_BYTES))
     except OSError as error:
         raise RunError(
             MACHINE, f"the run folder {folder} cannot be used: {error}; name another --output"
@@ -57,7 +62,12 @@ def make_folder(folder: Path) -> Path:
 def write_verdict(folder: Path, verdict: Verdict) -> None:
     """Leave the verdict in a run folder. The first rank that fails is the one that knows why."""
     draft = folder / f".{_NAME}.{os.getpid()}"
-    draft.write_text(json.dumps(asdict(verdict)) + "\n", encoding="utf-8")
+    text = json.dumps(asdict(verdict)) + "\n"
+    try:
+        draft.write_text(text, encoding="utf-8")
+    except OSError:
+        (folder / _RESERVE).unlink(missing_ok=True)
+        draft.write_text(text, encoding="utf-8")
     try:
         os.link(draft, folder / _NAME)
     except FileExistsError:

@@ -66,7 +66,15 @@ def test_the_packages_are_those_of_this_checkout():
 
 @pytest.mark.parametrize(
     "module",
-    ["launch.plan", "launch.request", "launch.run", "launch.cli", "launch.corpus", "data_pipes.prepare"],
+    [
+        "launch.plan",
+        "launch.request",
+        "launch.run",
+        "launch.cli",
+        "launch.corpus",
+        "launch.sweeping.supply",
+        "data_pipes.prepare",
+    ],
 )
 def test_the_planning_half_imports_without_torch(module):
     code = f"import sys; sys.modules.update(torch=None, transformers=None, accelerate=None); import {module}"

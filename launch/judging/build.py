@@ -1,6 +1,5 @@
 """A suite from a recipe."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_pipes.documents import flatten_code_points
 from data_pipes.masking import FROZEN_EPOCH, Masking
 from data_pipes.masks.units import find_units, find_words, flag_pieces
 from data_pipes.order import permute
@@ -18,8 +16,10 @@ from data_pipes.rows import Rows, RowSource
 from data_pipes.store import Store
 from data_pipes.tokenize import PieceEncoder
 from data_pipes.tokens.words import load_tokenizer, tokenize_texts
+from data_pipes.yardsticks import count_pieces
 from launch.corpus import describe_source, find_tokenizer, store_arguments
 from launch.judging.counts import ClassMetric
+from launch.judging.cutting import cut_rows, encode_characters
 from launch.judging.fragments import measure_fragments
 from launch.judging.groups import (
     Grouping,
@@ -29,18 +29,21 @@ from launch.judging.groups import (
     group_names,
     recover,
 )
+from launch.judging.lengths import LengthMetric, choose_runs
 from launch.judging.metrics import RowMetric, SpanMetric
 from launch.judging.passes import FrozenPass, Runner, SpanPass, Spans
 from launch.judging.probe import read_examples
 from launch.judging.suite import ProbeSection, Section, SpanSection, Suite, sum_arrays
 from launch.judging.terms import TermIndex, choose_occurrences
 from launch.judging.words import WordHasher, count_words, list_words, take_all
+from launch.judging.yardsticks import score_unigram
 from launch.recipe import Recipe
-from launch.recipe_data import Source
+from launch.recipe_data import name_corpora
 from launch.recipe_metrics import General, Metrics, Names, Probe, PseudoPerplexity, RareWords, TermPerplexity
 from launch.verdict import MACHINE, REQUEST, RunError
 from launch.vocabulary import read_terms
 
+_TERMS = "main/terms/"
 _ALL_FIGURES = ("loss", "perplexity", "accuracy", "accuracy_top5", "num_targets")
 
 
@@ -90,7 +93,11 @@ class _Builder:
         if wanted.general:
             suite.others.append(self._build_general(wanted.general))
         if wanted.terms:
-            suite.spans.append(self._build_terms(wanted.terms, lists))
+            section, marks = self._build_terms(wanted.terms, lists)
+            suite.spans.append(section)
+            suite.constants |= marks
+        if wanted.names and wanted.names.max_span:
+            suite.spans.append(self._build_lengths(wanted.names.max_span, wanted.names.num_spans))
         if wanted.pseudo:
             suite.spans.append(self._build_pseudo(wanted.pseudo))
         suite.probes += [self._build_probe(probe) for probe in wanted.probes]
@@ -155,10 +162,14 @@ class _Builder:
             raise RunError(MACHINE, f"evaluation.metrics.general cannot be prepared: {error}") from error
         return Section(self._freeze(store.train), _put_under("general/", [group_all(_ALL_FIGURES)]))
 
-    def _build_terms(self, wanted: TermPerplexity, lists: Mapping[str, Sequence[str]]) -> SpanSection:
+    def _build_terms(
+        self, wanted: TermPerplexity, lists: Mapping[str, Sequence[str]]
+    ) -> tuple[SpanSection, dict[str, float]]:
+        """Hidden occurrences of terms, and what a unigram makes of the same."""
         assert self._hasher is not None
         index = TermIndex.build(lists, PieceEncoder(self._tokenizer), self._hasher)
-        found = index.find(take_all(self._source), self._hasher)
+        rows = take_all(self._source)
+        found = index.find(rows, self._hasher)
         chosen = choose_occurrences(
             found.spans,
             found.terms,
@@ -166,11 +177,41 @@ class _Builder:
             max_occurrences=wanted.max_occurrences,
             seed=self._seed,
         )
-        rows = self._hide(found.spans.take(chosen), together=wanted.hidden == "together")
-        metric = SpanMetric(
-            np.concatenate([np.ones((1, len(index.terms)), bool), index.membership]), ("", *index.categories)
+        spans, terms = found.spans.take(chosen), found.terms[chosen]
+        membership = np.concatenate([np.ones((1, len(index.terms)), bool), index.membership])
+        categories = ("", *index.categories)
+        section = SpanSection(
+            _TERMS,
+            self._hide(spans, together=wanted.hidden == "together"),
+            terms,
+            SpanMetric(membership, categories),
         )
-        return SpanSection("main/terms/", rows, found.terms[chosen], metric)
+        if self._recipe.data.streaming:  # there are no training rows to count yet
+            return section, {}
+        num_pieces = len(self._tokenizer)
+        marks = score_unigram(
+            rows,
+            spans,
+            terms,
+            count_pieces(self._store.train, self._masking, seed=self._seed, num_pieces=num_pieces),
+            SpanMetric(membership, categories),
+            num_classes=num_pieces - len(self._tokenizer.all_special_ids),
+        )
+        return section, {f"eval/{_TERMS}{name}": value for name, value in marks.items()}
+
+    def _build_lengths(self, max_span: int, num_spans: int) -> SpanSection:
+        """Runs of 1 to max_span characters, each hidden alone."""
+        lengths = range(1, max_span + 1)
+        rows, is_barred = take_all(self._source), flag_pieces(self._masking.special_pieces)
+        # What training never hides as a character like any other is no part of a gap either.
+        rules = self._masking.suffix_rules if self._masking.suffix != "any" else None
+        units = find_units(rows, is_barred.take(rows.pieces, mode="clip"), None, rules)
+        may_hide = np.zeros(len(rows.pieces), bool)
+        may_hide[units.firsts] = True
+        spans, numbers = choose_runs(rows, may_hide, lengths, num_spans=num_spans, seed=self._seed)
+        return SpanSection(
+            "main/names/span/", self._hide(spans, together=False), numbers, LengthMetric(lengths)
+        )
 
     def _build_pseudo(self, wanted: PseudoPerplexity) -> SpanSection:
         """Rows in a random order until they hold so many pieces."""
@@ -179,10 +220,20 @@ class _Builder:
         num_before = np.append(0, np.cumsum(np.asarray(self._source.lengths)[order], dtype=np.int64))[:-1]
         chosen = np.sort(order[num_before < wanted.num_pieces])
         is_word = wanted.unit == "masking" and self._hides_words
-        spans = list_units(self._source.take(chosen), self._masking.special_pieces, is_word=is_word)
+        taken = self._source.take(chosen)
+        spans = list_units(taken, self._masking.special_pieces, is_word=is_word)
         clusters = spans.rows
+        metric = RowMetric(np.bincount(clusters, self._count_characters(taken, spans), len(chosen)))
         rows = self._hide(replace(spans, rows=chosen[clusters]), together=False)
-        return SpanSection("main/pseudo/", rows, clusters, RowMetric(len(chosen)))
+        return SpanSection("main/pseudo/", rows, clusters, metric)
+
+    def _count_characters(self, rows: Rows, spans: Spans) -> np.ndarray:
+        """The characters of each span, marks of a space left out, int64."""
+        if self._hasher is None:
+            return spans.lengths
+        sums = np.append(0, self._hasher.sizes.take(rows.pieces).cumsum())
+        firsts = rows.offsets[:-1][spans.rows] + spans.firsts
+        return sums[firsts + spans.lengths] - sums[firsts]
 
     def _hide(self, spans: Spans, *, together: bool) -> SpanPass:
         return SpanPass(self._source, spans, self._masking.mask_piece, together)
@@ -213,20 +264,6 @@ class _Builder:
         return {f"eval/main/fragmentation/{name}": value for name, value in found.items()}
 
 
-def name_corpora(sources: Sequence[Source]) -> list[str]:
-    """A name for each source, from its file, package or data set; numbered where names would be one."""
-    names: list[str] = []
-    for source in sources:
-        place = source.package if source.kind == "package" else source.path
-        stem = re.sub(r"[^a-z0-9_-]+", "-", Path(place).name.split(".")[0].lower()).strip("-") or "corpus"
-        taken = {"main", "general", *names}
-        name, number = stem, 1
-        while name in taken:
-            name, number = f"{stem}-{number + 1}", number + 1
-        names.append(name)
-    return names
-
-
 def list_units(rows: Rows, special_pieces: np.ndarray, *, is_word: bool) -> Spans:
     """Every word, or every piece, that may be hidden."""
     is_barred = flag_pieces(special_pieces).take(rows.pieces, mode="clip")
@@ -235,33 +272,6 @@ def list_units(rows: Rows, special_pieces: np.ndarray, *, is_word: bool) -> Span
     lengths = np.diff(units.bounds)[units.numbers]
     documents = rows.document_starts.cumsum()[units.firsts]
     return Spans(row, units.firsts - rows.offsets[row], lengths, documents)
-
-
-def cut_rows(rows: Rows, row_length: int, ends: tuple[int, int] | None) -> Rows:
-    """One document a row, cut at row_length, between the pieces `ends` where they are given."""
-    num_ends = 2
-    sizes = np.minimum(rows.lengths, row_length - num_ends)
-    kept = np.arange(len(rows.pieces)) - rows.offsets[:-1].repeat(rows.lengths) < sizes.repeat(rows.lengths)
-    pieces = rows.pieces[kept]
-    offsets = np.append(0, sizes.cumsum())
-    if ends is not None:
-        places = np.arange(len(pieces)) + 1 + 2 * np.arange(len(sizes)).repeat(sizes)
-        sizes = sizes + num_ends
-        offsets = np.append(0, sizes.cumsum())
-        framed = np.empty(offsets[-1], np.uint32)
-        framed[offsets[:-1]], framed[offsets[1:] - 1] = ends
-        framed[places] = pieces
-        pieces = framed
-    starts = np.zeros(len(pieces), bool)
-    starts[offsets[:-1][sizes > 0]] = True
-    return Rows(pieces, offsets, np.ones(len(pieces), bool), starts)
-
-
-def encode_characters(texts: pa.StringArray, row_length: int) -> Rows:
-    """Texts as code points; the layout adds [CLS] and [SEP]."""
-    code_points, offsets = flatten_code_points(texts)
-    plain = np.zeros(len(code_points), bool)
-    return cut_rows(Rows(code_points, offsets, plain, plain), row_length, None)
 
 
 def _group_names(source: RowSource, wanted: Names) -> list[Grouping]:

@@ -18,7 +18,7 @@ from datasets import Features, Value
 State = dict[str, np.ndarray]
 
 # Of the normal distribution, both sides together 5 %.
-_Z = 1.959964
+Z = 1.959964
 
 
 class SummedMetric(evaluate.Metric):
@@ -238,8 +238,10 @@ class RowMetric(SpanMetric):
 
     _description = "Pseudo-perplexity of whole rows, and the share of rows of which every span is put first."
 
-    def __init__(self, num_rows: int):
-        super().__init__(np.ones((1, num_rows), bool))
+    def __init__(self, num_characters: np.ndarray):
+        """Say how many characters the spans of each row have, integers [rows]."""
+        self.num_characters = num_characters
+        super().__init__(np.ones((1, len(num_characters)), bool))
 
     def _describe(self, sums: State) -> dict[str, float]:
         is_met = sums["num_spans"] > 0
@@ -248,6 +250,8 @@ class RowMetric(SpanMetric):
         counts, right = sums["num_spans"][is_met], sums["right"][is_met]
         return {
             **_bound_perplexity(sums["loss"][is_met], sums["num_pieces"][is_met]),
+            # The same measure for every tokenizer, where a perplexity a piece is not.
+            "bits_per_character": float(sums["loss"].sum() / math.log(2) / self.num_characters[is_met].sum()),
             "accuracy": float(right.sum() / counts.sum()),
             "exact": float((right == counts).mean()),
             "num_targets": int(sums["num_pieces"].sum()),
@@ -260,7 +264,7 @@ def _bound_perplexity(losses: np.ndarray, sizes: np.ndarray) -> dict[str, float]
     loss = float(losses.sum() / sizes.sum())
     found = {"perplexity": exponentiate(loss)}
     if len(losses) > 1:
-        error = _Z * estimate_error(losses, sizes)
+        error = Z * estimate_error(losses, sizes)
         found |= {"perplexity_low": exponentiate(loss - error), "perplexity_high": exponentiate(loss + error)}
     return found
 

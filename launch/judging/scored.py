@@ -66,8 +66,9 @@ def score_logits(logits_KV: Tensor, classes_K: Tensor) -> tuple[np.ndarray, np.n
         scores_KV, own_K1 = part_KV.double(), own_K[:, None]
         score_K1 = scores_KV.gather(1, own_K1)
         losses.append(scores_KV.logsumexp(1) - score_K1[:, 0])
-        is_before = (scores_KV > score_K1) | ((scores_KV == score_K1) & (order_V < own_K1))
-        ranks.append(is_before.sum(1))
+        # Counted by what comes after: a score that is no number is before nothing, and must not be first.
+        is_after = (scores_KV < score_K1) | ((scores_KV == score_K1) & (order_V >= own_K1))
+        ranks.append(scores_KV.shape[1] - is_after.sum(1))
     if not losses:
         return np.zeros(0), np.zeros(0, np.int64)
     return round_losses(torch.cat(losses).cpu().numpy()), torch.cat(ranks).cpu().numpy()

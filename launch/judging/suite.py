@@ -156,7 +156,7 @@ class Suite:
             *self.others,
             *self.spans,
         ]
-        with _keep_logits(masked_lm) as chunk:
+        with keep_logits(masked_lm) as chunk:
             for section in sections:
                 fitting = runner if chunk is None else _shrink(runner, section, chunk)
                 for scored in fitting.score(masked_lm, section.rows):
@@ -177,7 +177,7 @@ class Suite:
 
 
 @contextmanager
-def _keep_logits(model: nn.Module) -> Iterator[int | None]:
+def keep_logits(model: nn.Module) -> Iterator[int | None]:
     """Have a model give the logits of all targets; how many it would have had at a time."""
     chunk = getattr(model, "loss_chunk", None)
     if chunk is not None:

@@ -66,7 +66,7 @@ def test_passes_are_counted_and_a_count_strikes_again():
 
 def test_several_faults_are_parted_by_semicolons():
     first, second = parse_faults("point=before_step,action=delay:0.5;step=3,point=during_rotate,action=kill;")
-    assert (first.point, first.action, first.seconds, first.step) == ("before_step", "delay", 0.5, None)
+    assert (first.point, first.action, first.amount, first.step) == ("before_step", "delay", 0.5, None)
     assert (second.point, second.action, second.step, second.rank) == ("during_rotate", "kill", 3, None)
 
 
@@ -76,6 +76,14 @@ def test_nan_poisons_a_tensor_and_its_gradient():
     fault.poison("before_backward", (weight * 3).sum()).backward()
     assert torch.isnan(weight.grad).all()
     assert fault.poison("before_backward", 1.0) == 1.0  # it struck once
+
+
+def test_a_spike_multiplies_a_number_and_faults_that_strike_together_do_it_both():
+    spikes = "point=before_sum,action=spike:4,count=2;point=before_sum,action=spike:0.5"
+    fault.arm(f"{spikes};point=before_sum,action=raise,pass=3")
+    assert [fault.poison("before_sum", 3.0) for _ in range(2)] == [6.0, 12.0]
+    with pytest.raises(FaultError):
+        fault.poison("before_sum", 3.0)
 
 
 def test_enospc_is_the_error_of_a_full_disk():
@@ -116,7 +124,7 @@ def test_stop_leaves_the_process_standing():
     [
         ("point=before_renam,action=kill", "did you mean before_rename"),
         ("point=nowhere,action=kill", "after_shard_write"),
-        ("point=before_step,action=explode", "kill, stop, raise, enospc, nan, delay"),
+        ("point=before_step,action=explode", "kill, stop, raise, enospc, nan, spike, delay"),
         ("point=before_step", "names no action"),
         ("action=kill", "names no point; known: before_load"),
         ("stepp=1,point=before_step,action=kill", "did you mean step"),
@@ -129,7 +137,10 @@ def test_stop_leaves_the_process_standing():
         ("point=before_step,action=kill:3", "delay:SECONDS"),
         ("point=before_step,action=delay:-1", "from 0 to 86400"),
         ("point=before_step,action=delay:nan", "from 0 to 86400"),
-        ("point=before_save,action=nan", "nan is for point=before_backward"),
+        ("point=before_save,action=nan", "nan is for point=before_backward or point=before_sum"),
+        ("point=before_step,action=spike:2", "spike is for point=before_backward or point=before_sum"),
+        ("point=before_sum,action=spike", "delay:SECONDS and spike:FACTOR take a number"),
+        ("point=before_sum,action=spike:much", "spike takes a factor from 0 to 1e+30"),
         ("kill", "not one key=value"),
     ],
 )
@@ -162,10 +173,8 @@ def test_a_run_refuses_a_misspelt_specification_before_it_starts_anything(tmp_pa
 def test_every_point_of_the_code_is_known_and_every_known_point_is_in_the_code():
     texts = [path.read_text() for path in (ROOT / "launch").rglob("*.py") if path.name != "fault.py"]
     placed = {name for text in texts for name in re.findall(r'fault\.(?:at|poison)\(\s*"(\w+)"', text)}
-    assert placed <= set(POINTS)
-    # A run has no pointer to its newest checkpoint yet.
-    assert set(POINTS) - placed <= {"before_pointer"}
-    assert set(ACTIONS) == {"kill", "stop", "raise", "enospc", "nan", "delay"}
+    assert placed == set(POINTS)
+    assert set(ACTIONS) == {"kill", "stop", "raise", "enospc", "nan", "spike", "delay"}
 
 
 @pytest.mark.ranks
@@ -186,9 +195,9 @@ def test_a_run_survives_a_nan_and_a_full_disk_and_the_same_command_ends_it(tmp_p
         )
         return done.returncode, done.stdout + done.stderr
 
-    code, printed = run("step=7,point=before_backward,action=nan")
-    assert (code, "diverged" in printed) == (5, True), printed
-    code, printed = run("step=10,point=after_shard_write,action=enospc")
+    nan = "step=7,point=before_backward,action=nan,count=9"
+    code, printed = run(f"{nan};step=10,point=after_shard_write,action=enospc")
+    assert "step 7 is skipped on all ranks" in printed
     assert (code, "No space left" in printed) == (3, True), printed
     assert find_damage(folder / "checkpoint-5") is None
     assert not (folder / "checkpoint-10").exists()

@@ -71,7 +71,8 @@ def test_every_field_of_the_schema_has_exactly_one_policy_and_no_policy_is_of_a_
     assert unclassified == set(), "decide for each what a change of it means for a run"
     assert set(POLICIES) - set().union(*heads.values()) == set()
     # Sections that have one policy for all that is or will be in them.
-    assert set(POLICIES) - fields <= {"model.config", "evaluation.metrics", "tokenizer.extend.first_phase"}
+    sections = {"model.config", "evaluation.metrics", "tokenizer.extend.first_phase"}
+    assert set(POLICIES) - fields <= sections | {"stopping", "training.spikes"}
     listed = [key for keys in recipe_change._POLICIES.values() for key in keys.split()]
     assert len(listed) == len(set(listed))
 
@@ -144,7 +145,7 @@ def test_what_does_not_touch_the_weights_is_free_and_not_even_told(override):
     [
         ("training.max_steps=999999", "training.max_steps"),
         ("evaluation.every=7", "evaluation.every"),
-        ("stopping.patience=9", "stopping.patience"),
+        ("stopping.patience=9", "stopping"),
         ("evaluation.metrics=[loss]", "evaluation.metrics"),
         ("data.expected_rows=9", "data.expected_rows"),
     ],
@@ -155,11 +156,28 @@ def test_a_longer_run_and_another_rhythm_are_allowed_and_told(override, key):
 
 def test_the_metric_of_a_stopping_rule_is_compared_with_the_one_that_stands_for_none():
     assert resume(["stopping.metric=loss"], base=["stopping={patience: 3}"]) == []
+    assert resume(["stopping=[{patience: 3, direction: lower}]"], base=["stopping={patience: 3}"]) == []
 
 
-def test_a_stopping_rule_may_come_and_go():
-    assert "stopping.patience" in resume(["stopping={patience: 3}"], base=["stopping=null"])
-    assert "stopping.patience" in resume(["stopping=null"], base=["stopping={patience: 3}"])
+def test_a_stopping_rule_may_come_and_go_and_be_joined_by_others():
+    one, two = "stopping={patience: 3}", "stopping=[{patience: 3}, {metric: accuracy}]"
+    assert resume([one], base=["stopping=null"]) == ["stopping"]
+    assert resume(["stopping=null"], base=[one]) == ["stopping"]
+    found = resume([two], base=[one])
+    assert found
+    assert all(key.startswith("stopping") for key in found)
+
+
+def test_what_the_best_model_is_chosen_by_stays_whether_a_condition_says_it_or_the_evaluation():
+    accuracy = ["stopping={metric: accuracy}"]
+    assert 'evaluation.best: was "accuracy", is "loss"' in refuse(["stopping=null"], base=accuracy)
+    assert resume(["stopping=null", "evaluation.best=accuracy"], base=accuracy) == ["stopping"]
+
+
+def test_what_numbers_that_go_wrong_do_is_free_or_told():
+    assert resume(["training.max_skipped_in_a_row=3"]) == []
+    assert resume(["training.spikes={}"]) == ["training.spikes"]
+    assert resume(["training.deterministic=true"]) == ["training.deterministic"]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +198,7 @@ def test_a_stopping_rule_may_come_and_go():
         "model.config.new=1",
         "tokenizer.vocab_size=999",
         "evaluation.rate=0.5",
-        "stopping.metric=accuracy",
+        "evaluation.best=accuracy",
     ],
 )
 def test_what_makes_another_run_is_refused_with_key_then_and_now(override):

@@ -11,13 +11,13 @@ MLM, CANINE = "deberta-tiny-encyclopedia-wwm", "canine-tiny-domains-char"
 def test_an_objective_without_a_kind_is_masked_language_modelling():
     recipe = read_recipe(MLM)
     assert recipe.objective.kind == "mlm"
-    assert recipe.best_metric == "loss"
+    assert recipe.best.metric == "loss"
 
 
 def test_the_shipped_recipe_of_replaced_tokens_reads_back_from_its_resolved_form(tmp_path):
     recipe = read_recipe(RTD)
     assert recipe.objective.kind == "rtd"
-    assert recipe.best_metric == "discriminator_loss"
+    assert recipe.best.metric == "discriminator_loss"
     path = tmp_path / "resolved.yaml"
     path.write_text(resolved_yaml(recipe))
     assert read_recipe(path) == recipe

@@ -1,13 +1,11 @@
 import json
 import re
-import time
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import DebertaV2Config, PreTrainedTokenizerFast
 
 from launch.blank import Words
-from launch.chart import HEIGHT, Curve, draw_chart, smooth
 from launch.record import describe_status, judge, read_record
 from launch.report import write_report
 
@@ -80,24 +78,8 @@ def test_runs_on_other_targets_are_said_to_be_no_fair_comparison(tmp_path):
     other = write_report(runs, tmp_path / "other.html").read_text()
     assert "cannot be compared" not in same
     assert "cannot be compared" in other
-    assert re.search(r"<th>unigram table</th><td>20.0</td><td>20.0</td><td>30.0</td>", other)
-
-
-def test_the_names_of_many_curves_stay_inside_the_chart_and_apart():
-    curves = [Curve(f"run {n}", [(1, 5.0), (2, 0.001 * n)]) for n in range(12)]
-    drawn = draw_chart("crowd", curves)
-    heights = [float(y) for y in re.findall(r'class="name c\d" x="[\d.]+" y="([\d.]+)"', drawn)]
-    assert len(heights) == 12
-    assert max(heights) < HEIGHT - 34
-    assert min(heights) > 0
-    assert all(after - before > 10 for before, after in zip(heights, heights[1:], strict=False))
-
-
-def test_smoothing_a_long_run_takes_no_time_and_keeps_its_level():
-    start = time.perf_counter()
-    smoothed = smooth([(step, float(step % 2)) for step in range(200_000)])
-    assert time.perf_counter() - start < 3  # the plain moving mean takes over a minute
-    assert all(value == pytest.approx(0.5, abs=0.01) for _, value in smoothed)
+    cells = r"<td[^>]*>20.0</td><td[^>]*>20.0</td><td[^>]*>30.0</td>"
+    assert re.search(rf"<th[^>]*>unigram table</th>{cells}", other)
 
 
 def test_wordpiece_words_stand_apart_also_when_a_space_mark_is_in_the_vocabulary():

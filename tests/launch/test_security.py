@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import time
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
@@ -20,15 +21,16 @@ from data_pipes.normalize import parse_normalizers
 from data_pipes.normalizing.changes import NormalizerError
 from data_pipes.prepare import prepare_store
 from data_pipes.rows import Rows
-from launch import checkpoint, floors, manifest
+from launch import floors, manifest
 from launch.export import export
 from launch.floors import FLOORS, check_versions
-from launch.manifest import commit_folder, find_damage
+from launch.manifest import commit_checkpoint, commit_model, find_damage, name_draft, seal_draft
 from launch.preview import render_row
 from launch.recipe_check import RecipeError
 from launch.recipe_file import read_recipe
 from launch.removal import may_remove, remove_draft
 from launch.report import write_report
+from launch.rotation import rotate_checkpoints
 from launch.verdict import RunError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -36,11 +38,12 @@ CANINE = "canine-tiny-domains-char"
 
 
 def make_checkpoint(folder, step):
-    draft = folder / f".checkpoint-{step}.partial"
+    place = folder / f"checkpoint-{step}"
+    draft = name_draft(place)
     (draft / "training").mkdir(parents=True)
     (draft / "training" / "progress.json").write_text(json.dumps({"step": step}))
-    place = folder / f"checkpoint-{step}"
-    commit_folder(draft, place)
+    seal_draft(draft)
+    commit_checkpoint(draft, place)
     return place
 
 
@@ -64,16 +67,16 @@ def run_folder(tmp_path):
 
 
 def test_rotation_follows_no_link_and_removes_nothing_that_it_did_not_make(run_folder, elsewhere):
-    for step in (30, 40):
+    for step in (30, 40, 50):
         make_checkpoint(run_folder, step)
     (run_folder / "checkpoint-10").symlink_to(elsewhere)
     (run_folder / "checkpoint-20").mkdir()
     (run_folder / "checkpoint-20" / "mine").write_text("by hand")
     make_checkpoint(elsewhere, 5).rename(elsewhere / "whole")
     (run_folder / "checkpoint-15").symlink_to(elsewhere / "whole")
-    checkpoint._rotate(run_folder, keep=1, protected_steps=set())
+    rotate_checkpoints(run_folder, keep=2, protected_steps=set())
     assert sorted(path.name for path in run_folder.iterdir()) == [
-        "checkpoint-10", "checkpoint-15", "checkpoint-20", "checkpoint-40",
+        "checkpoint-10", "checkpoint-15", "checkpoint-20", "checkpoint-40", "checkpoint-50",
     ]  # fmt: skip
     assert (elsewhere / "precious").read_text() == "kept"
     assert find_damage(elsewhere / "whole") is None
@@ -95,13 +98,25 @@ def test_a_link_in_the_place_of_a_draft_goes_and_what_it_leads_to_stays(run_fold
 
 
 def test_committing_over_links_writes_into_the_run_only(run_folder, elsewhere):
-    (run_folder / ".checkpoint-7.old").symlink_to(elsewhere)
     (run_folder / "checkpoint-7").symlink_to(elsewhere)
     place = make_checkpoint(run_folder, 7)
     assert not place.is_symlink()
     assert find_damage(place) is None
+    (run_folder / ".best.old").symlink_to(elsewhere)
+    (run_folder / "best").symlink_to(elsewhere)
+    draft = run_folder / ".draft"
+    shutil.copytree(place, draft)
+    commit_model(draft, run_folder / "best")
+    assert find_damage(run_folder / "best") is None
+    assert not (run_folder / "best").is_symlink()
     assert sorted(path.name for path in elsewhere.iterdir()) == ["precious"]
-    assert not os.path.lexists(run_folder / ".checkpoint-7.old")
+    assert not os.path.lexists(run_folder / ".best.old")
+
+
+def test_a_link_to_a_whole_checkpoint_is_not_kept_in_the_place_of_one(run_folder, elsewhere):
+    (run_folder / "checkpoint-7").symlink_to(make_checkpoint(elsewhere, 7))
+    assert not make_checkpoint(run_folder, 7).is_symlink()
+    assert find_damage(elsewhere / "checkpoint-7") is None
 
 
 def test_an_export_clears_no_folder_through_a_link(tmp_path, elsewhere):
@@ -122,6 +137,8 @@ def test_only_a_committed_folder_that_is_no_link_may_be_removed(run_folder, else
     (run_folder / "link").symlink_to(place)
     assert not may_remove(run_folder / "link")
     assert not may_remove(elsewhere)
+    (elsewhere / "manifest.json").write_text('{"files": ["of another program"]}')
+    assert not may_remove(elsewhere)
     assert not may_remove(elsewhere / "precious")
     assert not may_remove(run_folder / "nothing")
 
@@ -135,7 +152,7 @@ def test_folders_are_removed_and_moved_in_a_few_places_only():
         if "rmtree" in path.read_text()
     }
     # prepare.py: folders of the cache, named by their key; rmtree itself refuses a link.
-    assert users <= {"launch/removal.py", "launch/checkpoint.py", "data_pipes/prepare.py"}
+    assert users <= {"launch/removal.py", "data_pipes/prepare.py"}
 
 
 # Packages

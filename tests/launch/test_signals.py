@@ -280,9 +280,9 @@ def test_signals_in_the_middle_of_saves_break_none(begin, whole):
     run = begin(
         "--profile", "cpu-2proc", fault=f"{SLOW_STEPS};point=before_rename,action=delay:2,count=9,rank=0"
     )
-    run.wait_for((run.folder / ".checkpoint-8.partial" / "manifest.json").exists)
+    run.wait_for(lambda: list(run.folder.glob(".checkpoint-8.*.partial/manifest.json")))
     run.process.send_signal(signal.SIGTERM)
-    run.wait_for((run.folder / ".checkpoint-9.partial" / "manifest.json").exists)
+    run.wait_for(lambda: list(run.folder.glob(".checkpoint-9.*.partial/manifest.json")))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         to_all(run, number) if number == signal.SIGTERM else to_run(run, number)
         time.sleep(0.3)

@@ -1,6 +1,7 @@
-"""Steps that fp16 skips: counted, shown, and no divergence. No GPU: torch's scaler runs on a CPU too."""
+"""Steps that are skipped, as a number in them is not finite. No GPU: torch's scaler runs on a CPU too."""
 
 import io
+import json
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +15,14 @@ from torch import nn
 
 from data_pipes.feed import StepBatch
 from launch.display import LivePanel, PlainLines
+from launch.events import read_events
 from launch.objective import Term
 from launch.progress import Progress
 from launch.step import take_step
+from launch.track import Tracker
 from launch.train import log_end, log_step
 from launch.verdict import RunError
+from launch.view import Facts, View
 
 EVENT = {
     "kind": "train", "step": 3, "loss": 2.0, "learning_rate": 1e-3, "grad_norm": None,
@@ -58,7 +62,7 @@ def make_job(accelerator, model, optimizer, precision="fp16", zero_stage=None) -
         model=model,
         optimizer=optimizer,
         plan=SimpleNamespace(precision=precision, zero_stage=zero_stage, num_steps=3, peak_flops=None),
-        recipe=SimpleNamespace(training=SimpleNamespace(max_grad_norm=None)),
+        recipe=SimpleNamespace(training=SimpleNamespace(max_grad_norm=None), conditions=()),
     )
 
 
@@ -75,22 +79,90 @@ def test_a_step_whose_gradient_overflows_changes_nothing_and_is_counted(accelera
     progress, weights = Progress(), []
     for factor in (1.0, 3.0e37, 2.0):  # times the scale of 1,024 the second is more than fp32 holds
         outcome = take_step(job, batch_of(factor))
-        progress = progress.at(progress.step + 1).counting(is_skipped=outcome.is_skipped)
+        progress = progress.after(
+            progress.step + 1, is_skipped=outcome.is_skipped, is_overflow=outcome.is_overflow
+        )
         weights.append(model.weight.detach().clone())
         assert (outcome.grad_norm is None) == outcome.is_skipped == (factor > 1e30)
-    assert (progress.step, progress.num_skipped) == (3, 1)
+    assert (progress.step, progress.num_skipped, progress.num_skipped_in_a_row) == (3, 1, 0)
     assert torch.equal(weights[1], weights[0])
     torch.testing.assert_close(weights[2], weights[0] - 0.1 * 2.0)
     assert accelerator.scaler.get_scale() == 512.0
 
 
+class Vague(Scaled):
+    """Its loss is not a number where its second factor is 0, and its gradient is one all the same."""
+
+    def forward(self, factor):
+        return {"loss_sum": (self.weight * factor[0]).sum() + torch.where(factor[1] == 0, math.nan, 0.0)}
+
+
+def start_adam(accelerator, model):
+    return accelerator.prepare_optimizer(torch.optim.AdamW(model.parameters(), 0.1, weight_decay=0.5))
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_same_without_loss_scaling_is_a_divergence(precision, accelerator):
+def test_without_loss_scaling_a_step_that_is_not_finite_is_as_if_it_had_not_been(precision, bad, accelerator):
     accelerator.scaler, accelerator.state._mixed_precision = None, "no"
+    ended = []
+    for factors in ((1.0, 2.0, bad, 3.0), (1.0, 2.0, 3.0)):
+        model = Scaled()
+        job = make_job(accelerator, model, start_adam(accelerator, model), precision)
+        outcomes = [take_step(job, batch_of(factor)) for factor in factors]
+        assert [outcome.is_skipped for outcome in outcomes] == [not math.isfinite(f) for f in factors]
+        assert not any(outcome.is_overflow for outcome in outcomes)
+        assert all((outcome.grad_norm is None) == outcome.is_skipped for outcome in outcomes)
+        moments = job.optimizer.state_dict()["state"][0]
+        ended.append([model.weight.detach(), moments["exp_avg"], moments["exp_avg_sq"], moments["step"]])
+        accelerator._optimizers.clear()
+    for found, wanted in zip(*ended, strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_a_loss_that_is_not_a_number_is_skipped_where_its_gradient_is_one(accelerator):
+    accelerator.scaler, accelerator.state._mixed_precision = None, "no"
+    model = Vague()
+    job = make_job(accelerator, model, start_adam(accelerator, model), "fp32")
+    outcomes = [take_step(job, batch_of([1.0, flag])) for flag in (1.0, 0.0)]
+    assert [outcome.is_skipped for outcome in outcomes] == [False, True]
+    assert math.isnan(outcomes[1].loss)
+    assert torch.equal(job.optimizer.state_dict()["state"][0]["step"], torch.tensor(1.0))
+
+
+def test_fp16_skips_a_loss_that_is_not_a_number_and_does_not_take_it_for_an_overflow(accelerator):
+    model = Vague()
+    job = make_job(
+        accelerator, model, accelerator.prepare_optimizer(torch.optim.SGD(model.parameters(), 0.1))
+    )
+    outcomes = [take_step(job, batch_of([1.0, flag])) for flag in (1.0, 0.0)]
+    assert [(outcome.is_skipped, outcome.is_overflow) for outcome in outcomes] == [
+        (False, False),
+        (True, False),
+    ]
+
+
+def test_an_overflow_is_one_of_the_loss_scale_as_long_as_that_can_fall(accelerator):
     model = Scaled()
-    optimizer = accelerator.prepare_optimizer(torch.optim.SGD(model.parameters(), 0.1))
-    with pytest.raises(RunError, match="training diverged"):
-        take_step(make_job(accelerator, model, optimizer, precision), batch_of(math.inf))
+    job = make_job(
+        accelerator, model, accelerator.prepare_optimizer(torch.optim.SGD(model.parameters(), 0.1))
+    )
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    job.optimizer.scaler = accelerator.scaler
+    model.weight.data.zero_()  # the loss is 0 at any scale, the gradient more than fp32 holds from 2 on
+    outcomes = [take_step(job, batch_of(3e38)) for _ in range(4)]
+    assert [outcome.is_skipped for outcome in outcomes] == [True, True, True, False]
+    assert [outcome.is_overflow for outcome in outcomes] == [True, True, False, False]
+
+
+def test_a_step_that_deepspeed_took_with_a_loss_that_is_not_finite_ends_the_run(accelerator):
+    engine = Engine([False])
+    accelerator.scaler = None
+    wrapper = wrap(engine)
+    accelerator._optimizers.append(wrapper)
+    with pytest.raises(RunError, match="was taken all the same") as caught:
+        take_step(make_job(accelerator, engine, wrapper, "bf16", zero_stage=1), batch_of(math.inf))
+    assert caught.value.verdict.exit_code == 5
 
 
 class Engine(nn.Module):
@@ -99,7 +171,9 @@ class Engine(nn.Module):
     def __init__(self, overflows):
         super().__init__()
         self.overflows = list(overflows)
-        self.optimizer = SimpleNamespace(overflow=False, step=lambda: None, zero_grad=lambda: None)
+        self.optimizer = SimpleNamespace(
+            overflow=False, loss_scale=4.0, step=lambda: None, zero_grad=lambda: None
+        )
 
     def forward(self, factor):
         self.optimizer.overflow = self.overflows.pop(0)
@@ -109,12 +183,16 @@ class Engine(nn.Module):
         return 1.5
 
 
-def test_a_step_that_deepspeed_skipped_has_no_norm_of_its_own(accelerator):
+def wrap(engine):
     from accelerate.utils import DeepSpeedOptimizerWrapper
 
+    return DeepSpeedOptimizerWrapper(engine.optimizer)
+
+
+def test_a_step_that_deepspeed_skipped_has_no_norm_of_its_own(accelerator):
     engine = Engine([False, True, False])
     accelerator.scaler = None
-    wrapper = DeepSpeedOptimizerWrapper(engine.optimizer)
+    wrapper = wrap(engine)
     accelerator._optimizers.append(wrapper)
     job = make_job(accelerator, engine, wrapper, zero_stage=2)
     outcomes = [take_step(job, batch_of(1.0)) for _ in range(3)]
@@ -138,21 +216,48 @@ def test_the_count_is_in_every_train_event_and_at_the_end(monkeypatch):
         ("train", 3, 2),
         ("end", 3, 2),
     ]
-    assert message == "3 steps; 2 steps skipped: fp16 overflow"
+    assert message == "3 steps; 2 steps skipped: loss or gradient not finite"
     assert log_with(Progress(step=3), monkeypatch)[1] == "3 steps"
 
 
+@pytest.mark.parametrize("loss", [2.0, None])
 @pytest.mark.parametrize("num_skipped", [0, 1, 3])
-def test_skipped_steps_are_shown_on_a_terminal_and_in_lines(num_skipped):
+def test_skipped_steps_are_shown_on_a_terminal_and_in_lines(num_skipped, loss):
+    event = {**EVENT, "loss": loss, "skipped_steps": num_skipped}
     text = io.StringIO()
-    console = Console(file=text, width=200, force_terminal=True)
-    panel = LivePanel(console, "name", 10, 0)
-    panel.show({**EVENT, "skipped_steps": num_skipped})
+    panel = LivePanel(Console(file=text, width=200, force_terminal=True), View(Facts("name", 10), 0))
+    panel.show(event)
     panel.close()
-    assert ("skipped" in text.getvalue()) == (num_skipped > 0)
-    assert "overflow" in text.getvalue()
+    assert "skipped" in text.getvalue()
     text = io.StringIO()
-    PlainLines(Console(file=text, width=200), 10, 0).show({**EVENT, "skipped_steps": num_skipped})
-    words = {0: "", 1: "1 step skipped: fp16 overflow", 3: "3 steps skipped: fp16 overflow"}[num_skipped]
-    assert text.getvalue().rstrip().endswith(words)
+    PlainLines(Console(file=text, width=200), View(Facts("name", 10), 0)).show(event)
+    words = {0: "", 1: "1 step skipped: loss or gradient", 3: "3 steps skipped: loss or gradient"}[
+        num_skipped
+    ]
+    assert words in text.getvalue()
     assert ("skipped" in text.getvalue()) == (num_skipped > 0)
+    assert ("loss not finite" in text.getvalue()) == (loss is None)
+
+
+def test_the_overflows_that_lower_the_loss_scale_are_skipped_and_not_counted_in_a_row():
+    progress = Progress()
+    for is_skipped, is_overflow, wanted in [
+        (True, False, 1), (True, True, 1), (True, False, 2), (False, False, 0), (True, True, 0),
+    ]:  # fmt: skip
+        progress = progress.after(progress.step + 1, is_skipped=is_skipped, is_overflow=is_overflow)
+        assert progress.num_skipped_in_a_row == wanted
+    assert (progress.step, progress.num_skipped) == (5, 4)
+
+
+def test_metrics_never_hold_what_json_has_no_word_for(tmp_path):
+    with Tracker(tmp_path, is_main=True, display=None) as tracker:
+        tracker.log("train", 1, loss=math.nan, grad_norm=None, learning_rate=1e-3)
+        tracker.log("eval", 1, perplexity=math.inf, parts={"a": -math.inf}, rest=[math.nan, 1.0])
+    text = (tmp_path / "metrics.jsonl").read_text()
+    for line in text.splitlines():
+        json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} in {text}"))
+    events = read_events(tmp_path / "metrics.jsonl")
+    assert events.rows[0]["loss"] is None
+    assert events.rows[1] == {
+        "kind": "eval", "step": 1, "perplexity": None, "parts": {"a": None}, "rest": [None, 1.0],
+    }  # fmt: skip

@@ -48,16 +48,33 @@ def test_a_fresh_start_forgets_what_an_attempt_without_a_checkpoint_wrote(tmp_pa
     assert len(read(tmp_path)) == 1
 
 
-def test_tensorboard_gets_the_same_numbers(tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    with open_tracker(tmp_path, report_to=["tensorboard"]) as tracker:
-        tracker.log("train", 1, loss=2.5, grad_norm=0.5)
-        tracker.log("train", 2, loss=1.25, grad_norm=0.25)
-        tracker.log("eval", 2, perplexity=7.0)
-    found = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
-    found.Reload()
-    assert set(found.Tags()["scalars"]) == {"train/loss", "train/grad_norm", "eval/perplexity"}
-    assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [(1, 2.5), (2, 1.25)]
+def starve(tracker, first, last):
+    for step in range(first, last + 1):
+        tracker.log("train", step, loss=9.0 - step / 100, data_wait_fraction=0.5)
+
+
+def test_a_red_flag_is_an_event_of_the_run_and_goes_on_over_a_resume(tmp_path):
+    with open_tracker(tmp_path) as tracker:
+        starve(tracker, 1, 150)
+    with open_tracker(tmp_path, resumed_step=140) as tracker:
+        starve(tracker, 141, 160)
+        for step in range(161, 301):
+            tracker.log("train", step, loss=9.0 - step / 100, data_wait_fraction=0.0)
+    flags = [event for event in read(tmp_path) if event["kind"] == "flag"]
+    assert [(flag["step"], flag["name"], flag["is_on"]) for flag in flags] == [
+        (101, "data_starving", True),
+        # Of the 101 steps up to 241 the first 20 waited for half of the time: 9.9 %.
+        (241, "data_starving", False),
+    ]
+    assert flags[0]["message"].startswith("data starving: 50% of the time")
+
+
+def test_a_flag_of_a_branch_that_is_gone_is_raised_again(tmp_path):
+    with open_tracker(tmp_path) as tracker:
+        starve(tracker, 1, 150)
+    with open_tracker(tmp_path, resumed_step=50) as tracker:
+        starve(tracker, 51, 150)
+    assert [event["step"] for event in read(tmp_path) if event["kind"] == "flag"] == [101]
 
 
 def test_the_stopwatch_tells_waiting_from_working():
@@ -65,14 +82,15 @@ def test_the_stopwatch_tells_waiting_from_working():
     time.sleep(0.06)
     watch.waited()
     time.sleep(0.02)
-    watch.worked(num_pieces=100, num_rows=10)
+    watch.worked(num_pieces=100, num_rows=10, num_slots=150)
     time.sleep(0.2)
     watch.go_on()
     watch.waited()
-    watch.worked(num_pieces=100, num_rows=10)
+    watch.worked(num_pieces=100, num_rows=10, num_slots=100)
     found = watch.read()
     assert 0.4 < found["data_wait_fraction"] < 1
     # 200 pieces in a bit over 0.08 s; the 0.2 s of something else are not counted
     assert 1000 < found["tokens_per_second"] < 2500
     assert found["rows_per_second"] == pytest.approx(found["tokens_per_second"] / 10)
+    assert found["slots_per_second"] == pytest.approx(found["tokens_per_second"] * 1.25)
     assert watch.read()["tokens_per_second"] == 0.0

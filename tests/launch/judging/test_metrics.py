@@ -48,7 +48,7 @@ CASES = {
         {"group": GENERATOR.integers(0, 2, 90), "is_right": GENERATOR.random(90) < 0.4},
     ),
     "spans": (lambda: SpanMetric(GENERATOR.random((2, 12)) < 2, ("a", "b")), make_spans()),
-    "rows": (lambda: RowMetric(12), make_spans()),
+    "rows": (lambda: RowMetric(np.arange(1, 13)), make_spans()),
     "classes": (
         lambda: ClassMetric(4, 1),
         {"references": GENERATOR.integers(0, 4, 70), "predictions": GENERATOR.integers(0, 4, 70)},
@@ -194,7 +194,7 @@ def test_the_interval_holds_the_truth_nearly_as_often_as_it_says():
 
 
 def test_a_row_is_right_when_every_span_of_it_is():
-    found = RowMetric(3).compute(
+    found = RowMetric(np.array([4, 5, 6])).compute(
         cluster=[0, 0, 2, 2],
         loss=[1.0, 1.0, 2.0, 4.0],
         num_pieces=[1, 1, 1, 1],
@@ -202,6 +202,8 @@ def test_a_row_is_right_when_every_span_of_it_is():
     )
     assert (found["exact"], found["accuracy"], found["num_rows"]) == (0.5, 0.75, 2)
     assert found["perplexity"] == pytest.approx(math.exp(2))
+    # 8 nats over the 4 and 6 characters of the rows that have spans.
+    assert found["bits_per_character"] == pytest.approx(8 / math.log(2) / 10)
 
 
 def test_a_majority_stands_beside_the_classifier():

@@ -26,6 +26,15 @@ def test_a_model_that_prefers_nothing_is_not_right_everywhere():
     np.testing.assert_allclose(losses, np.log(6), atol=1e-7)
 
 
+def test_scores_that_are_no_numbers_are_never_right():
+    logits = torch.zeros(3, 6)
+    logits[0], logits[1, 2] = float("nan"), float("nan")
+    losses, ranks = score_logits(logits, torch.tensor([0, 0, 0]))
+    assert ranks[0] == 6
+    assert ranks[2] == 0
+    assert np.isnan(losses[:2]).all()
+
+
 def test_no_targets_give_no_scores():
     losses, ranks = score_logits(torch.zeros(0, 6), torch.zeros(0, dtype=torch.long))
     assert losses.shape == ranks.shape == (0,)
