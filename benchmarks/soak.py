@@ -43,6 +43,8 @@ _WORLDS = (
 )
 _NUM_COMPARED = 50
 _DAMAGE_SHARE = 0.25
+_FAULT_SECONDS = 40.0
+"""What one start with its fault takes, so that the steps last as long as they are to."""
 _LOSS_TOLERANCE, _FINAL_TOLERANCE = 1e-5, 1e-3
 
 
@@ -122,12 +124,13 @@ def soak(run: Soak, world: Sequence[str], num_faults: int, minutes: float, seed:
     draw, tally = random.Random(seed), Tally()
     begun = time.monotonic()
     while True:
-        num = tally.struck.total()
+        num_left = num_faults - tally.struck.total()
+        seconds_left = minutes * 60 - (time.monotonic() - begun)
         at = run.newest_step("soak")
         room = run.num_steps - at - 2
-        if room < 1 or (num >= num_faults and time.monotonic() - begun > minutes * 60):
+        if room < 1 or (num_left <= 0 and seconds_left <= 0):
             break
-        near = min(room, max(3, 2 * room // max(num_faults - num, 1)))
+        near = min(room, max(3, 2 * room // max(num_left, round(seconds_left / _FAULT_SECONDS), 1)))
         if not meet_fault(run, world, Situation(run.folder / "soak", at, run.num_steps, near, draw), tally):
             break
     told = ", ".join(f"{name} {count}" for name, count in sorted(tally.struck.items()))

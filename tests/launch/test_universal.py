@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from launch.origin import Origin, describe_world
+from launch.resume import _describe
 from launch.universal import (
     KEYS,
     LossScale,
@@ -286,3 +287,22 @@ def test_worlds_in_words():
     assert str(Origin(2, "zero2", 2, True)) == "2 processes under zero2"
     assert str(Origin(2, None, 3, True)) == "2 processes under ZeRO-3"
     assert str(Origin(1, "none", None, False)) == describe_world(1, "none") == "1 process"
+
+
+@pytest.mark.parametrize(
+    ("origin", "dropout", "text"),
+    [
+        (Origin(2, "zero2", 2, True), 0.0, "written by 2 processes under zero2, on 1 process"),
+        (
+            Origin(2, "none", None, False),
+            0.1,
+            "written by 2 processes, on 1 process; what dropout drops is drawn anew",
+        ),
+        (Origin(1, "zero2", 2, True), 0.1, "written by 1 process under zero2, on 1 process"),
+        (Origin(1, "none", None, False), 0.1, None),
+    ],
+)
+def test_a_change_of_world_is_said_and_that_dropout_then_draws_anew(origin, dropout, text):
+    plan = SimpleNamespace(world_size=1, sharding="none", zero_stage=None)
+    recipe = SimpleNamespace(model=SimpleNamespace(dropout=dropout))
+    assert _describe(SimpleNamespace(plan=plan, recipe=recipe), origin) == text  # pyright: ignore[reportArgumentType]

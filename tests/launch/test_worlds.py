@@ -137,7 +137,7 @@ PAIRS = [
     (source, target)
     for source in WORLDS
     for target in WORLDS
-    if IN_WORDS[source] != IN_WORDS[target] and "large" not in source + target
+    if IN_WORDS[source] != IN_WORDS[target] and {"one", "zero3"} & {source, target} and "one-large" != target
 ]
 
 
