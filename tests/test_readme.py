@@ -9,6 +9,7 @@ import pytest
 from launch.cli import _build_parser
 from launch.recipe_file import read_recipe, shipped_recipes
 from launch.request import parse
+from launch.sweeping.axes import read_space
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,7 +22,9 @@ COMMANDS = [
 def test_a_command_of_the_readme_parses(line):
     arguments = parse(_build_parser(), shlex.split(line)[1:])
     assert callable(arguments.verb)
-    if hasattr(arguments, "recipe"):
+    if line.startswith("maskwright sweep "):
+        assert read_space(arguments.overrides, is_search=False).axes
+    elif hasattr(arguments, "recipe"):
         read_recipe(arguments.recipe, arguments.overrides)
 
 

@@ -57,6 +57,16 @@ def find_origin(source: str) -> str:
     return "a shipped table of public shapes" if source in HUB_MODELS else "unknown"
 
 
+def count_pieces(source: str) -> int | None:
+    """The pieces of a tokenizer's folder, added ones included; None: they cannot be read there."""
+    try:
+        found = json.loads((Path(source) / "tokenizer.json").read_text(encoding="utf-8"))
+        added = [token["id"] + 1 for token in found.get("added_tokens") or []]
+        return max([len(found["model"]["vocab"]), *added])
+    except (OSError, ValueError, KeyError, TypeError):  # said when the data is prepared
+        return None
+
+
 def find_sizes(
     family: str, source: str, config: Mapping[str, Any], num_pieces: int | None = None
 ) -> dict[str, Any] | None:
@@ -66,7 +76,7 @@ def find_sizes(
         family: the recipe's.
         source: `scratch`, a folder, or a hub id.
         config: sizes for `scratch`.
-        num_pieces: of a tokenizer that is trained first.
+        num_pieces: of the tokenizer, for `scratch`.
     """
     pieces = {} if num_pieces is None else {"vocab_size": num_pieces}
     if source == "scratch":

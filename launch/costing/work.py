@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from launch.costing.flops import Flops, count_flops
-from launch.costing.sizes import DEFAULTS, find_sizes
+from launch.costing.sizes import DEFAULTS, count_pieces, find_sizes
 from launch.recipe import Recipe
 
 _MOLECULE, _WINDOW = 4, 128
@@ -39,7 +39,9 @@ class Work:
         Rows of words count as full; names as long as `tokens_per_row` says, else as the longest.
         """
         model, tokenizer = recipe.model, recipe.tokenizer
-        num_pieces = tokenizer.vocab_size if tokenizer else None
+        num_pieces = None
+        if tokenizer is not None and model.source == "scratch":
+            num_pieces = tokenizer.vocab_size or count_pieces(tokenizer.source)
         sizes = find_sizes(model.family, model.source, model.config, num_pieces)
         if sizes is None:
             return None

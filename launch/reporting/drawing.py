@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from launch.figure import show_number
@@ -253,12 +254,13 @@ def _draw_names(axes: "Axes", curves: Sequence[Curve]) -> None:
     to_place = axes.transData + axes.transAxes.inverted()
     wanted = [float(to_place.transform(curve.points[-1])[1]) * height for curve in curves]
     gap = min(30.0, height / max(1, len(curves)))
+    names = shorten_names([curve.name for curve in curves])
     # Two lines want room above the word `step`.
     for y, index in spread(wanted, gap, height - 6, lowest=min(18.0, gap * 0.6)):
         curve, ink = curves[index], f"c{index % NUM_COLOURS}"
         place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
         at = (1.0, y / height)
-        value, name = show_number(curve.points[-1][1]), _shorten(curve.name)
+        value, name = show_number(curve.points[-1][1]), names[index]
         if gap < 28:
             text = f"{value} {name}"
             axes.annotate(text, at, xytext=(9, -3), fontsize=min(11.0, gap * 0.85), color=INKS[ink], **place)
@@ -282,5 +284,14 @@ def spread(
     return [(place, index) for place, (_, index) in zip(places, ordered, strict=True)]
 
 
-def _shorten(name: str) -> str:
-    return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "\u2026"
+def shorten_names(names: Sequence[str]) -> list[str]:
+    """Names for a narrow column: long ones without what all of them begin with, then cut in their middle."""
+    if all(len(name) <= _MAX_NAME for name in names):
+        return list(names)
+    num_equal = sum(1 for _ in takewhile(lambda ones: len(set(ones)) == 1, zip(*names, strict=False)))
+    prefix = names[0][:num_equal] if len(names) > 1 else ""
+    # The word or number in which they part stays whole.
+    start = max(prefix.rfind(mark) + 1 for mark in ",=_- ")
+    kept = [name[start:] for name in names]
+    head, tail = (_MAX_NAME - 1) // 2, _MAX_NAME // 2
+    return [name if len(name) <= _MAX_NAME else f"{name[:head]}\u2026{name[-tail:]}" for name in kept]

@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -9,9 +10,10 @@ from transformers import (
     CanineModel,
     DebertaV2Config,
     DebertaV2ForMaskedLM,
+    PreTrainedTokenizerFast,
 )
 
-from launch.costing.sizes import HUB_MODELS, find_sizes
+from launch.costing.sizes import HUB_MODELS, count_pieces, find_sizes
 from launch.costing.work import Work, count_parameters
 from launch.recipe_file import read_recipe, shipped_recipes
 from modeling import hf
@@ -55,6 +57,25 @@ def test_parameters_of_small_models_are_within_a_few_percent(name):
     model = hf.build(family, config=recipe.model.config, seed=0, dropout=0.0, **arguments)
     sizes: Any = find_sizes(family, "scratch", recipe.model.config, vocab_size)
     assert count_parameters(sizes) == pytest.approx(count_built(model), rel=0.04)
+
+
+def test_the_pieces_of_a_tokenizer_in_a_folder_are_counted_for_a_model_from_scratch(tmp_path):
+    """Else the library's default of 128,100 would stand for them."""
+    tokenizer = Tokenizer(
+        models.WordPiece({"[UNK]": 0, "[PAD]": 1, "mud": 2, "##stone": 3}, unk_token="[UNK]")
+    )
+    tokenizer.add_tokens(["shale", "Burgess"])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", mask_token="[MASK]")
+    wrapped.save_pretrained(tmp_path)
+    assert len(wrapped) == 7
+    assert count_pieces(str(tmp_path)) == len(wrapped)
+    overrides = [f"tokenizer={{source: {tmp_path}}}"]
+    work = Work.of(read_recipe("deberta-tiny-encyclopedia-wwm", overrides), None)
+    assert work is not None
+    assert work.parts[0]["vocab_size"] == len(wrapped)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert count_pieces(str(tmp_path)) is None
+    assert count_pieces("microsoft/deberta-v3-base") is None
 
 
 def test_every_shipped_recipe_has_known_work():

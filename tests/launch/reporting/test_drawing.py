@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from launch.reporting.drawing import HEIGHT, WIDTH, Curve, draw_chart, smooth, spread
+from launch.reporting.drawing import HEIGHT, WIDTH, Curve, draw_chart, shorten_names, smooth, spread
 
 
 def read(svg):
@@ -150,3 +150,11 @@ def test_smoothing_a_long_run_takes_no_time_and_keeps_its_level():
     smoothed = smooth([(step, float(step % 2)) for step in range(200_000)])
     assert time.perf_counter() - start < 3  # the plain moving mean takes over a minute
     assert all(value == pytest.approx(0.5, abs=0.01) for _, value in smoothed)
+
+
+def test_long_names_part_where_they_differ():
+    rates = ["learning_rate=0.002,seed=1", "learning_rate=0.004,seed=1", "learning_rate=0.004,seed=22"]
+    assert shorten_names(rates) == ["0.002,seed=1", "0.004,seed=1", "0.004,seed=22"]
+    assert shorten_names(["a", "b"]) == ["a", "b"]
+    (alone,) = shorten_names(["one-very-long-name-of-a-run-2"])
+    assert alone == "one-very\u2026-a-run-2"
