@@ -32,19 +32,19 @@ def fill_partitions(engine: Any, model: nn.Module, state: TrainingState) -> None
     All ranks call it, with a state that fits (`find_misfit`).
 
     Raises:
-        UniversalError: parameters of one flat tensor were updated unequally often; the engine cannot count
-            them apart.
+        UniversalError: parameters were updated unequally often; the engine cannot count them apart.
     """
     zero = engine.optimizer
     flats = list_flats(zero)
     moments = {key: [torch.zeros_like(flat) for flat in flats] for key in KEYS}
-    steps: list[set[float]] = [set() for _ in flats]
-    has_moments = False
+    counts: set[float] = set()  # of all parameters, so that every rank has the same
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
             part = state.read(name)
+            if part.moments:
+                counts.add(part.step)
             _set_weight(parameter, part.weight)
             place = _find_place(zero, parameter)
             if place is None:
@@ -52,15 +52,13 @@ def fill_partitions(engine: Any, model: nn.Module, state: TrainingState) -> None
             _copy(flats[place.flat], part.weight, place)
             for key, value in part.moments.items():
                 _copy(moments[key][place.flat], value, place)
-            if part.moments:
-                has_moments = True
-                steps[place.flat].add(part.step)
-    if has_moments:
-        _set_states(zero, flats, moments, steps)
-    else:
-        zero.optimizer.state.clear()
+    if len(counts) > 1:
+        raise UniversalError(f"its parameters were updated {sorted(counts)} times, ZeRO counts them as one")
+    zero.optimizer.state.clear()
+    for count in counts:
+        _set_states(zero, flats, moments, count)
     _set_loss_scale(zero, state.loss_scale)
-    if has_moments:
+    if counts:
         _link(zero)
     if engine.zero_optimization_stage() == 3:
         zero.checkpoint_event_epilogue()  # small weights stay gathered
@@ -188,17 +186,12 @@ def _gathered(parameter: Any) -> Any:
     return GatheredParameters([parameter], modifier_rank=0) if parameter.ds_numel else nullcontext()
 
 
-def _set_states(
-    zero: Any, flats: list[Tensor], moments: dict[str, list[Tensor]], steps: list[set[float]]
-) -> None:
-    """Give the optimizer inside the state that it would have after as many steps."""
-    known = set().union(*steps)
-    if len(known) != 1:
-        raise UniversalError(f"its parameters were updated {sorted(known)} times, ZeRO counts them as one")
+def _set_states(zero: Any, flats: list[Tensor], moments: dict[str, list[Tensor]], num_updates: float) -> None:
+    """Give the optimizer inside the state that it would have after as many updates."""
     defaults = zero.optimizer.defaults
     is_on_device = defaults.get("fused") or defaults.get("capturable")
     for number, flat in enumerate(flats):
-        count = torch.tensor(*known, dtype=torch.float32, device=flat.device if is_on_device else "cpu")
+        count = torch.tensor(num_updates, dtype=torch.float32, device=flat.device if is_on_device else "cpu")
         values = {key: of_flats[number] for key, of_flats in moments.items()}
         zero.optimizer.state[flat] = {"step": count, **values}
 

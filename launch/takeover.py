@@ -16,13 +16,13 @@ from launch.agreement import find_error, gather
 from launch.build import Job
 from launch.checkpoint import DEEPSPEED
 from launch.origin import Origin, describe_world
+from launch.shards import read_shards
 from launch.universal import (
     PlainState,
     TrainingState,
     UniversalError,
     fill_optimizer,
     find_misfit,
-    read_shards,
 )
 from launch.verdict import MACHINE, RESUME, RunError
 from launch.weights import collect_weights, load_weights, read_weights
@@ -67,8 +67,8 @@ def _find_lack(job: Job) -> str | None:
     if job.plan.zero_stage is None:
         return None
     zero: Any = job.model.optimizer
-    if getattr(zero, "swap_optimizer", False):
-        return "its sharding keeps the optimizer on a disk (nvme), which cannot be filled"
+    if getattr(zero, "swap_optimizer", False) or getattr(zero, "params_in_nvme_and_cpu", False):
+        return "its sharding keeps a part of the state on a disk (nvme), which cannot be filled"
     return None
 
 

@@ -7,8 +7,6 @@ from torch import nn
 
 from launch.optim import build_optimizer, clip_gradients, set_decays, set_rate
 from launch.recipe_file import read_recipe
-from launch.step import check_finite
-from launch.verdict import RunError
 from modeling.hf import decays
 
 
@@ -38,24 +36,6 @@ def test_clipping_equals_a_float64_reference(limit):
 
 def test_a_norm_that_is_not_finite_is_reported():
     assert math.isnan(float(clip_gradients(parameters_with([torch.tensor([1.0, math.nan])]), 1.0)))
-
-
-@pytest.mark.parametrize(
-    ("loss", "norm", "precision", "expected"),
-    [(1.0, 2.0, "fp32", 2.0), (1.0, math.inf, "fp16", None), (1.0, math.nan, "fp16", None)],
-)
-def test_an_fp16_overflow_is_a_skipped_step_and_no_divergence(loss, norm, precision, expected):
-    assert check_finite(loss, norm, precision) == expected
-
-
-@pytest.mark.parametrize(
-    ("loss", "norm", "precision"),
-    [(math.nan, 1.0, "fp16"), (math.inf, 1.0, "fp32"), (1.0, math.inf, "bf16"), (1.0, math.nan, "fp32")],
-)
-def test_numbers_that_are_not_finite_end_the_run(loss, norm, precision):
-    with pytest.raises(RunError, match="diverged") as caught:
-        check_finite(loss, norm, precision)
-    assert caught.value.verdict.exit_code == 5
 
 
 class Small(nn.Module):

@@ -12,7 +12,8 @@ from torch import nn
 from launch import optim, partitions
 from launch.recipe_file import read_recipe
 from launch.sharding import fill_config, read_sharding
-from launch.universal import KEYS, fill_optimizer, find_misfit, read_shards
+from launch.shards import read_shards
+from launch.universal import KEYS, fill_optimizer, find_misfit
 from modeling import hf
 from tests.saved_job import run_ranks
 

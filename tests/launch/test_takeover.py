@@ -9,7 +9,7 @@ import torch
 
 from launch import partitions, takeover
 from launch.origin import Origin
-from launch.universal import LossScale, UniversalError
+from launch.universal import LossScale, Part, UniversalError
 from launch.verdict import RunError
 from tests.saved_job import at, change, make_job, open_saver
 
@@ -116,5 +116,15 @@ def test_the_loss_scale_goes_into_either_kind_of_scaler():
 
 
 def test_parameters_that_were_updated_unequally_often_fit_no_engine():
+    """A rank without any part of them knows it too."""
+    model = torch.nn.Linear(2, 2)
+    for parameter in model.parameters():
+        parameter._hp_mapping = None  # pyright: ignore[reportAttributeAccessIssue]
+    steps = {"weight": 2.0, "bias": 3.0}
+    state: Any = SimpleNamespace(
+        read=lambda name: Part(torch.zeros(()), {"exp_avg": torch.zeros(())}, steps[name]), loss_scale=None
+    )
+    zero = SimpleNamespace(single_partition_of_fp32_groups=[], optimizer=SimpleNamespace(state={}))
+    engine = SimpleNamespace(optimizer=zero, zero_optimization_stage=lambda: 2)
     with pytest.raises(UniversalError, match=r"were updated \[2.0, 3.0\] times"):
-        partitions._set_states(SimpleNamespace(), [], {}, [{2.0}, {2.0, 3.0}])
+        partitions.fill_partitions(engine, model, state)

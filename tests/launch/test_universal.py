@@ -10,17 +10,16 @@ from torch import nn
 
 from launch.origin import Origin, describe_world
 from launch.resume import _describe
+from launch.shards import ShardedState, read_shards
 from launch.universal import (
     KEYS,
     LossScale,
     PlainState,
-    ShardedState,
     UniversalError,
     fill_optimizer,
     find_misfit,
     list_trained,
     name_parameters,
-    read_shards,
 )
 
 shapes = st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=2), min_size=1, max_size=5)
@@ -126,6 +125,10 @@ def test_a_part_that_is_missing_or_updated_otherwise_is_refused():
     shards[1]["base_optimizer_state"]["state"][0]["step"] = torch.tensor(4.0)
     with pytest.raises(UniversalError, match=r"updated layer0.0 \[3.0, 4.0\] times"):
         ShardedState(shards, listed).read("layer0.0")
+    shards, listed = cut_one(cut=cut_parameters)
+    shards[1]["fp32_flat_groups"][0] = torch.empty(0)
+    with pytest.raises(UniversalError, match="shorter than its parameters"):
+        ShardedState(shards, listed)
     shards, listed = cut_one()
     shards[0]["base_optimizer_state"] = [{}]
     with pytest.raises(UniversalError, match="elastic_checkpoint"):
