@@ -18,7 +18,7 @@ from launch.display import LivePanel, PlainLines
 from launch.events import read_events
 from launch.objective import Term
 from launch.progress import Progress
-from launch.step import take_step
+from launch.step import check_update, take_step
 from launch.track import Tracker
 from launch.train import log_end, log_step
 from launch.verdict import RunError
@@ -261,3 +261,17 @@ def test_metrics_never_hold_what_json_has_no_word_for(tmp_path):
     assert events.rows[1] == {
         "kind": "eval", "step": 1, "perplexity": None, "parts": {"a": None}, "rest": [None, 1.0],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("grad_norm", [1.0, math.nan, math.inf])
+@pytest.mark.parametrize("is_finite", [True, False])
+def test_a_step_that_was_taken_with_numbers_that_are_none_ends_the_run_before_anything_is_saved(
+    is_finite, grad_norm
+):
+    check_update(True, is_finite, grad_norm)
+    if is_finite and grad_norm == 1.0:
+        check_update(False, is_finite, grad_norm)
+        return
+    with pytest.raises(RunError, match="not finite") as caught:
+        check_update(False, is_finite, grad_norm)
+    assert caught.value.verdict.exit_code == 5
