@@ -15,6 +15,7 @@ import math
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -271,6 +272,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("settings", nargs="*", metavar="key=value")
     given = parser.parse_intermixed_args()
+    # A shell that starts this in the background has it ignore SIGINT, and so would the runs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     given.folder.mkdir(parents=True, exist_ok=True)
     settings = [f"training.max_steps={given.steps}", f"checkpoint.every={given.every}"]
     settings += [f"evaluation.every={given.every * 5}", "evaluation.samples=[]"]

@@ -28,11 +28,11 @@ WAYS = {
 
 # Both families go every way; the mixed one is the same sum over two ranks for either.
 CASES = [(way, recipe) for way in WAYS for recipe in QUICK if (way, recipe) != (MIXED, DEBERTA)]
-# Two micro-batches cover in part what four do, and text what names do under ZeRO.
+# One family covers in part what the other does, two micro-batches what four do.
+SLOW = [("accumulation-4", DEBERTA), ("zero2", CANINE), ("two-ranks", DEBERTA)]
+LONG = [("accumulation-4", CANINE), ("accumulation-2", CANINE)]
 CASES = [
-    pytest.param(*case, marks=pytest.mark.slow)
-    if case[0] == "accumulation-4" or case == ("zero2", CANINE)
-    else case
+    pytest.param(*case, marks=[pytest.mark.slow] * (case in SLOW) + [pytest.mark.long] * (case in LONG))
     for case in CASES
 ]
 
@@ -117,8 +117,8 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(profile, sharding, 
 @pytest.mark.parametrize(
     "profile",
     [
-        pytest.param("cpu", marks=pytest.mark.slow),
-        "cpu-2proc",
+        pytest.param("cpu", marks=pytest.mark.long),
+        pytest.param("cpu-2proc", marks=pytest.mark.slow),
         pytest.param("cpu-2proc-zero2", marks=pytest.mark.long),
         pytest.param("cpu-2proc-zero3", marks=pytest.mark.long),
     ],
@@ -186,8 +186,8 @@ LAUNCHES = {
     ),
 }  # fmt: skip
 # What `accelerate` and `accelerate-zero3` cover in part.
-RARE = {"accelerate-cpu": pytest.mark.slow, "accelerate-parameters": pytest.mark.long}
-RARE["torchrun-zero3"] = pytest.mark.long
+RARE = {"accelerate-zero2": pytest.mark.slow, "accelerate-zero3": pytest.mark.slow}
+RARE |= dict.fromkeys(("accelerate-cpu", "accelerate-parameters", "torchrun-zero3"), pytest.mark.long)
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,7 @@ def test_the_verbs_read_either_part(whole, tmp_path):
     assert figures(json.loads(judged.stdout)) == pytest.approx(figures(whole.events("eval")[-1]), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_training_goes_on_from_the_pair_that_a_run_left(whole, tmp_path):
     source = whole.folder / "final"

@@ -98,7 +98,7 @@ def _on_the_cpu(monkeypatch):
     import deepspeed  # noqa: F401 - before the ranks are copies of this process
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.long)])
 def test_every_engine_goes_on_from_the_shards_of_every_other(precision, tmp_path):
     def act(rank):
         os.environ.update(LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")

@@ -63,7 +63,11 @@ def test_a_kill_in_a_background_save_and_a_damaged_checkpoint_change_nothing_in_
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("profile", "point"), [("cpu-2proc-zero2", "after_shard_write"), ("cpu-2proc", "before_save")]
+    ("profile", "point"),
+    [
+        ("cpu-2proc-zero2", "after_shard_write"),
+        pytest.param("cpu-2proc", "before_save", marks=pytest.mark.long),
+    ],
 )
 def test_a_full_disk_under_one_of_two_ranks_costs_that_save_and_nothing_else(profile, point, tmp_path):
     ran = run(

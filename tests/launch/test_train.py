@@ -29,7 +29,7 @@ def run_raw(folder, recipe, *arguments):
     return start([*command, *arguments], folder)
 
 
-@pytest.mark.parametrize("recipe", list(QUICK))
+@pytest.mark.parametrize("recipe", [pytest.param(CANINE, marks=pytest.mark.slow), DEBERTA])
 def test_training_goes_on_from_the_folder_that_another_run_exported(recipe, straight, tmp_path):
     first = straight[recipe]
     source = first.folder / "final"

@@ -39,6 +39,7 @@ def strip(text):
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
+@pytest.mark.slow
 def test_a_run_is_watched_from_before_its_start_to_its_end(tmp_path):
     """Of its two ranks only the first speaks."""
     folder = tmp_path / "run"
@@ -87,7 +88,7 @@ def test_a_run_is_watched_from_before_its_start_to_its_end(tmp_path):
     assert "24/24" in listed.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_whose_terminal_is_closed_goes_on_to_its_end(tmp_path):
     folder = tmp_path / "run"
     metrics = folder / "metrics.jsonl"

@@ -75,8 +75,7 @@ NAN = "rank=1,point={point},action=nan"
 @pytest.mark.parametrize(
     "way",
     [
-        "zero2",
-        pytest.param("ddp", marks=slow),
+        *(pytest.param(way, marks=slow) for way in ("ddp", "zero2")),
         *(pytest.param(way, marks=long) for way in ("zero1", "zero3", "zero2-offload")),
     ],
 )

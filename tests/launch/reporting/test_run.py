@@ -30,6 +30,7 @@ def check(run):
     return examples, words
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_a_run_ends_with_examples_and_cards(tmp_path):
     run = run_recipe(tmp_path / "run", CANINE, "--profile", "cpu", num_steps=6)

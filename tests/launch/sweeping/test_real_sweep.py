@@ -7,7 +7,7 @@ import pytest
 
 from tests.commands import QUICK, start
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 RECIPE = "canine-tiny-domains-char"
 
 
