@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from launch.removal import MANIFEST, discard, may_remove, remove_draft
 FORMAT = 2
 """Of the manifest. Those of format 1 say nothing but `files`."""
 POINTER = "latest"
+_STEP = re.compile("0|[1-9][0-9]*")
 Files = dict[str, dict[str, Any]]
 """By name, relative to the folder: `bytes` and `sha256`."""
 
@@ -146,7 +148,8 @@ def find_step(place: Path) -> int:
 def find_checkpoints(folder: Path) -> list[Path]:
     """The committed checkpoints of a run, newest first; whether they are whole is not looked at."""
     numbered = [(path.name.removeprefix("checkpoint-"), path) for path in folder.glob("checkpoint-*")]
-    steps = [(int(number), path) for number, path in numbered if number.isdigit() and path.is_dir()]
+    # `checkpoint-007` is not a name that we give, and not ours to use or to remove.
+    steps = [(int(n), path) for n, path in numbered if _STEP.fullmatch(n) and path.is_dir()]
     return [path for _, path in sorted(steps, reverse=True)]
 
 

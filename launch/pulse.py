@@ -30,7 +30,17 @@ from launch.liveness import (
 )
 from launch.lock import hold_as_trainer
 from launch.process import Process
-from launch.verdict import DONE, LOST, STOPPED, UNDER_RUN, RunError, Verdict, clear_verdict, write_verdict
+from launch.verdict import (
+    DONE,
+    LOST,
+    STOPPED,
+    UNDER_RUN,
+    RunError,
+    Verdict,
+    clear_verdict,
+    reserve_room,
+    write_verdict,
+)
 from launch.world import World
 
 _BEAT_SECONDS = 1.0
@@ -88,6 +98,8 @@ def join_run(folder: Path, world: World) -> "Pulse":
         token=origin.token,
         is_under_run=is_under_run,
     )
+    if world.rank == 0:
+        reserve_room(folder)
     if world.rank == 0 and not is_under_run:
         clear_verdict(folder)
         clear_beats(folder)

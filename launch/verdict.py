@@ -50,13 +50,24 @@ def make_folder(folder: Path) -> Path:
         probe = folder / f".probe.{os.getpid()}"
         probe.touch()
         probe.unlink()
-        if not (folder / _RESERVE).exists():
-            (folder / _RESERVE).write_bytes(bytes(_RESERVE_BYTES))
     except OSError as error:
         raise RunError(
             MACHINE, f"the run folder {folder} cannot be used: {error}; name another --output"
         ) from error
     return folder
+
+
+def reserve_room(folder: Path) -> None:
+    """Keep room in a run folder that is held for the verdict of a run that ends on a full disk.
+
+    Raises:
+        RunError: there is none now.
+    """
+    try:
+        if not (folder / _RESERVE).exists():
+            (folder / _RESERVE).write_bytes(bytes(_RESERVE_BYTES))
+    except OSError as error:
+        raise RunError(MACHINE, f"the run folder {folder} cannot be used: {error}") from error
 
 
 def write_verdict(folder: Path, verdict: Verdict) -> None:

@@ -149,7 +149,7 @@ class OneProcess:
     """What `take_step` asks of an Accelerator; as that does, it divides a loss by the accumulation."""
 
     device, num_processes, sync_gradients = torch.device("cpu"), 1, True
-    optimizer_step_was_skipped = False
+    optimizer_step_was_skipped, scaler = False, None
 
     def __init__(self, accumulation):
         self.gradient_accumulation_steps = accumulation
@@ -178,7 +178,12 @@ def test_a_step_weighs_the_means_of_both_parts_over_all_micro_batches():
     pair.zero_grad()
     parts = [{name: values[i : i + 2] for name, values in rows.items()} for i in (0, 2, 4)]
     batch = SimpleNamespace(
-        micro_batches=parts, num_targets=int(output.num_targets), num_rows=6, num_pieces=9, epoch=0.0
+        micro_batches=parts,
+        num_targets=int(output.num_targets),
+        num_rows=6,
+        num_pieces=9,
+        num_slots=9,
+        epoch=0.0,
     )
     job = SimpleNamespace(
         accelerator=OneProcess(len(parts)),

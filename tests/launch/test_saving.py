@@ -17,7 +17,7 @@ from launch.fault import FaultError
 from launch.manifest import find_checkpoints, find_damage, find_step, read_manifest
 from launch.snapshot import Snapshot, count_bytes
 from launch.track import Tracker
-from launch.verdict import RunError, make_folder, read_verdict, write_verdict
+from launch.verdict import RunError, make_folder, read_verdict, reserve_room, write_verdict
 from tests.saved_job import Notes, at, change, make_job, open_saver, run_in_child
 
 SAVE_POINTS = (
@@ -460,6 +460,7 @@ def test_a_disk_that_really_is_full_costs_nothing_and_the_run_saves_again_when_t
 
 def test_on_a_disk_without_a_byte_left_there_is_room_for_the_verdict_and_the_log_says_why(small_disk):
     folder = make_folder(small_disk / "run")
+    reserve_room(folder)
     with Tracker(folder, is_main=True, display=None) as tracker:
         tracker.log("train", 1, loss=1.0)
         with pytest.raises(OSError, match="No space"):
@@ -470,7 +471,7 @@ def test_on_a_disk_without_a_byte_left_there_is_room_for_the_verdict_and_the_log
     write_verdict(folder, caught.value.verdict)
     assert read_verdict(folder) == caught.value.verdict
     (small_disk / "filler").unlink()
-    make_folder(folder)
+    reserve_room(folder)
     assert (folder / ".reserve").stat().st_size > 4096
 
 
