@@ -6,7 +6,6 @@ a rank's parts lie end to end in the order of the parameters.
 """
 
 import math
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from launch.universal import KEYS, LossScale, Part, UniversalError
+from modeling.trust import load_tensors
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,6 @@ def _load_shard(path: Path) -> dict[str, Any]:
 
     allowed: list[Any] = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
     try:
-        with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        first_line = str(error).strip().split("\n", maxsplit=1)[0]
-        raise UniversalError(f"{path.name} cannot be read ({first_line})") from error
+        return load_tensors(path, allowed)
+    except ValueError as error:
+        raise UniversalError(str(error)) from error

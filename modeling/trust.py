@@ -8,7 +8,7 @@ import os
 import pickle
 import stat
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +155,12 @@ def check_pickle(path: Path) -> None:
         )
 
 
-def load_tensors(path: Path) -> dict[str, Any]:
+def load_tensors(path: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
     """A torch file of plain data and tensors, read with `weights_only` and never without.
+
+    Args:
+        path: the file; it is mapped, not read at once.
+        allowed: classes that may stand in it too.
 
     Raises:
         ValueError: it holds anything else, or is damaged.
@@ -164,7 +168,8 @@ def load_tensors(path: Path) -> dict[str, Any]:
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         first_line = str(error).strip().split("\n", maxsplit=1)[0]
         raise ValueError(f"{path} is no file of plain tensors ({first_line}): {_WHAT_TO_DO}") from error
