@@ -73,7 +73,8 @@ class Run:
 
     def judge(self):
         """The newest checkpoint is that of the best evaluation."""
-        self.best = self.step if (self.folder / f"checkpoint-{self.step}").exists() else self.best
+        place = self.folder / f"checkpoint-{self.step}"
+        self.best = self.step if place.exists() and find_damage(place) is None else self.best
 
     def resume(self):
         start = choose_start(self.folder, "auto")
@@ -85,16 +86,12 @@ class Run:
         assert not [path for path in self.folder.iterdir() if path.name.startswith(".")]
 
     def put_stranger(self, has_manifest):
-        """A folder of somebody else, with the name of a checkpoint long past."""
-        name = (
-            f"checkpoint-{10_000_000 + len(self.foreign)}"
-            if self.step == 0
-            else f"checkpoint-{len(self.foreign)}"
-        )
-        if name == "checkpoint-0" or (self.folder / name).exists():
-            name = f"checkpoint-00{len(self.foreign) + 1}"
-        if (self.folder / name).exists() or int(name.partition("-")[2]) > self.step:
-            return
+        """A folder of somebody else, named like a checkpoint older than the newest whole one of ours."""
+        whole = [find_step(place) for place in find_checkpoints(self.folder) if find_damage(place) is None]
+        number = len(self.foreign) + 1
+        name = f"checkpoint-{number}"
+        if number >= max(whole, default=0) or (self.folder / name).exists():
+            name = f"checkpoint-00{number}"
         (self.folder / name).mkdir()
         (self.folder / name / "weights").write_text("mine")
         if has_manifest:
