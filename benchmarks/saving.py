@@ -22,9 +22,9 @@ from transformers import CanineTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from launch.build import Job
+from launch.checkpoints.saving import Saver
 from launch.progress import Progress
 from launch.recipe_file import read_recipe
-from launch.saving import Saver
 from modeling import hf
 
 CONFIG = {

@@ -27,8 +27,8 @@ from typing import Any
 
 from benchmarks.soak_faults import KINDS, Situation, damage_newest
 from data_pipes.files import hash_stream
+from launch.checkpoints.manifest import find_checkpoints, find_damage
 from launch.events import read_events
-from launch.manifest import find_checkpoints, find_damage
 from launch.process import find_marked
 
 _MARK = "MASKWRIGHT_SOAK_RUN"

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launch.checkpoints.manifest import find_checkpoints, find_damage
+from launch.checkpoints.removal import MANIFEST
 from launch.liveness import FOLDER
-from launch.manifest import find_checkpoints, find_damage
 from launch.process import Process
-from launch.removal import MANIFEST
 
 _RANDOM_POINTS = ("before_step", "before_backward", "after_step")
 _SAVE_POINTS = (

@@ -18,21 +18,22 @@ The planning half imports no torch and answers in a second:
     doctor/                 what a machine lacks
     verdict, console, cli   how a run ended; the terminal; the verbs
     lock, process           one writer a folder; liveness, pulse: ranks that are heard of
-    redaction, terminal     secrets and control characters stay out; removal: what may be deleted
+    redaction, terminal     secrets and control characters stay out
 
 The working half:
 
     train                   the loop; start reading here
     world, engine           what a launcher started; an Accelerator that is what was planned
     build, optim, new_rows  settings become objects
-    step                    one update of the weights
+    step                    one update of the weights; course, spikes: what is done about wrong numbers
+    progress, stopping      what a run knows of itself; when it ends by itself; stop: when a signal ends it
     evaluate, judging/      the frozen masks; further metrics
+    checkpoints/            saving, keeping, choosing and reading them
+    agreement               what one rank meets all ranks know
     fault                   breaks a run on purpose
-    checkpoint, manifest    whole or absent; stop: a signal ends the run with one
-    saving, writer          when a run is saved, in the background; snapshot, space, rotation: its parts
-    choice, resume          where a run starts; agreement: what one rank meets all ranks know
-    opening, track, display what is logged, and what a person sees
+    opening, watching/      what is logged, and what a person sees
     folder, record, events  the run folder, written and read
-    report, chart, figure   one HTML file
+    report, reporting/      one HTML file; card, cards/, examples: the README of a model
+    sweep, sweeping/        several runs of one recipe
     predict, export, judge, preview, demo   the other verbs
 """

@@ -25,15 +25,15 @@ def add_watch(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    from launch.watch import watch
+    from launch.watching.watch import watch
 
     return watch(Path(arguments.run), is_once=arguments.once, waits=arguments.wait)
 
 
 def _runs(arguments: argparse.Namespace) -> int:
     from launch.console import print_table
-    from launch.runs import as_dict, list_runs, tabulate
     from launch.terminal import to_json
+    from launch.watching.runs import as_dict, list_runs, tabulate
 
     folder = Path(arguments.folder)
     if not folder.is_dir():

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.agreement import share
-from launch.manifest import find_checkpoints, find_damage, find_step
+from launch.checkpoints.manifest import find_checkpoints, find_damage, find_step
 from launch.spikes import Spike, enter_loss, find_spike
 from launch.verdict import DIVERGED, RunError
 
 if TYPE_CHECKING:
     from data_pipes.feed import StepBatch
     from launch.build import Job
+    from launch.checkpoints.saving import Saver
     from launch.progress import Progress
-    from launch.saving import Saver
     from launch.step import Outcome
-    from launch.track import Tracker
+    from launch.watching.track import Tracker
 
 
 class Course:
@@ -121,8 +121,8 @@ class Course:
         )
 
     def _rewind(self, progress: "Progress", spike: Spike, place: Path) -> "Progress":
-        from launch.choice import Start, tidy_folder
-        from launch.resume import load_checkpoint
+        from launch.checkpoints.choice import Start, tidy_folder
+        from launch.checkpoints.resume import load_checkpoint
 
         self._tell("spike", progress.step, progress, spike)
         loaded = load_checkpoint(self._job, place, self._folder, self._accepted)

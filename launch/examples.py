@@ -23,7 +23,7 @@ from launch.judging.suite import keep_logits
 
 if TYPE_CHECKING:
     from launch.build import Job
-    from launch.track import Tracker
+    from launch.watching.track import Tracker
 
 # Of a large evaluation a part: some 5,000 targets, seconds on two cores.
 _MAX_PIECES = 32_768

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from launch.card import write_card
+from launch.checkpoints.removal import remove_draft
 from launch.predict import find_masked_lm, find_model, load_model
-from launch.removal import remove_draft
 from modeling.pair import load_discriminator
 
 __all__ = ["export", "write_card"]

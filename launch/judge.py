@@ -8,7 +8,6 @@ from rich.markup import escape
 from data_pipes.feed import FrozenBatches
 from launch.build import build_layout, build_masking, build_metrics, build_tokenizer
 from launch.console import prepare_with_progress, print_table
-from launch.display import describe_pair
 from launch.evaluate import PairScore, Score, evaluate
 from launch.judging.fit import check_characters, check_pieces
 from launch.judging.passes import Runner
@@ -17,6 +16,7 @@ from launch.predict import find_masked_lm
 from launch.recipe import Recipe
 from launch.terminal import Console, to_json
 from launch.verdict import REQUEST, RunError
+from launch.watching.display import describe_pair
 from modeling import hf
 from modeling.pair import list_parts
 

@@ -28,7 +28,7 @@ from modeling.trust import SAFE_CODE
 
 if TYPE_CHECKING:
     from launch.build import Job
-    from launch.track import Tracker
+    from launch.watching.track import Tracker
 
 
 @dataclass(frozen=True)

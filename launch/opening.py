@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from data_pipes.store import StoredRows
     from launch.build import Job
     from launch.progress import Progress
-    from launch.track import Tracker
+    from launch.watching.track import Tracker
 
 _RATE_ROWS = 10_000
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from launch.blank import Characters, Row, Words
-from launch.manifest import find_checkpoints
+from launch.checkpoints.manifest import find_checkpoints
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import IO
 
 from launch import fault
+from launch.checkpoints.manifest import find_checkpoints
 from launch.liveness import (
     STARTING,
     Lost,
@@ -24,7 +25,6 @@ from launch.liveness import (
     read_signals,
 )
 from launch.lock import Holder, hold
-from launch.manifest import find_checkpoints
 from launch.plan import Plan
 from launch.process import Process, find_marked
 from launch.rendering import write_configs

@@ -13,8 +13,8 @@ from launch.build import Job
 from launch.engine import sum_over_ranks
 from launch.new_rows import enter_step
 from launch.optim import clip_gradients, set_rate
-from launch.track import Tracker
 from launch.verdict import DIVERGED, RunError
+from launch.watching.track import Tracker
 
 
 @dataclass

@@ -11,7 +11,7 @@ from launch.verdict import REQUEST, RunError
 if TYPE_CHECKING:
     from launch.build import Job
     from launch.progress import Progress
-    from launch.track import Tracker
+    from launch.watching.track import Tracker
 
 
 def judge_figures(

@@ -33,11 +33,11 @@ from launch.world import World, check_gpu, has_cuda_driver
 
 if TYPE_CHECKING:
     from launch.build import Job
+    from launch.checkpoints.saving import Saver
     from launch.course import Course
     from launch.progress import Progress
-    from launch.saving import Saver
     from launch.step import Outcome
-    from launch.track import Stopwatch, Tracker
+    from launch.watching.track import Stopwatch, Tracker
 
 
 def train(
@@ -45,7 +45,7 @@ def train(
 ) -> "Progress":
     """Run a job from where it is to its last step, or until it stops getting better."""
     from launch.step import begin_step, take_step
-    from launch.track import Stopwatch
+    from launch.watching.track import Stopwatch
 
     recipe, plan = job.recipe, job.plan
     rates = plan.rate_schedule(recipe)
@@ -171,7 +171,7 @@ def run(request: Request, world: World, pulse: Pulse) -> Verdict:
     from launch.corpus import prepare_corpus
     from launch.doctor.ops import require_no_left_lock
     from launch.floors import require_versions
-    from launch.trackers import require_packages
+    from launch.watching.trackers import require_packages
 
     require_versions()
     require_no_left_lock(request.profile)
@@ -186,12 +186,12 @@ def run(request: Request, world: World, pulse: Pulse) -> Verdict:
     from transformers.utils.logging import disable_progress_bar
 
     from launch.build import build_job
-    from launch.choice import find_start, take_up
+    from launch.checkpoints.choice import find_start, take_up
+    from launch.checkpoints.saving import Saver
     from launch.course import Course
     from launch.examples import log_examples
     from launch.opening import describe_start, fill_samples
-    from launch.saving import Saver
-    from launch.track import open_tracker
+    from launch.watching.track import open_tracker
 
     folder = request.output
     start, is_done = find_start(request, world, plan, store)
@@ -221,7 +221,7 @@ def run(request: Request, world: World, pulse: Pulse) -> Verdict:
 
 def log_end(job: "Job", tracker: "Tracker", progress: "Progress") -> str:
     """Log that the run is over; how far it went, in words."""
-    from launch.display import describe_skipped
+    from launch.watching.display import describe_skipped
 
     spent = progress.find_stale(job.recipe.conditions)
     is_early = progress.step < (job.plan.num_steps or 0)

@@ -15,9 +15,9 @@ from accelerate.state import AcceleratorState
 from transformers import CanineTokenizer
 
 from launch.build import Job
+from launch.checkpoints.saving import Saver
 from launch.progress import Progress
 from launch.recipe_file import read_recipe
-from launch.saving import Saver
 from modeling import hf
 
 CONFIG = {

@@ -9,9 +9,9 @@ import pytest
 
 from launch import fault
 from launch.agreement import check_folder, find_error, gather, share
-from launch.checkpoint import write_shards
-from launch.choice import Start, agree_on_start
-from launch.manifest import find_checkpoints, find_damage, find_step
+from launch.checkpoints.choice import Start, agree_on_start
+from launch.checkpoints.contents import write_shards
+from launch.checkpoints.manifest import find_checkpoints, find_damage, find_step
 from launch.verdict import RunError
 from tests.saved_job import Notes, at, change, make_job, open_saver, run_ranks
 

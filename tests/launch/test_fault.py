@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from launch import fault, train
+from launch.checkpoints.manifest import find_damage
 from launch.fault import ACTIONS, POINTS, FaultError, parse_faults
-from launch.manifest import find_damage
 from launch.run import execute
 from launch.verdict import RunError, Verdict
 from tests.commands import ENVIRONMENT, QUICK

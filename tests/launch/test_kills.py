@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from data_pipes.files import hash_stream
-from launch.manifest import find_checkpoints, find_damage
+from launch.checkpoints.manifest import find_checkpoints, find_damage
 from tests.commands import ENVIRONMENT, ROOT, Ran
 
 pytestmark = pytest.mark.ranks

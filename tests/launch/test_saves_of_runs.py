@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from launch import fault
-from launch.manifest import find_checkpoints, find_damage, find_step
+from launch.checkpoints.manifest import find_checkpoints, find_damage, find_step
 from tests.commands import ENVIRONMENT, QUICK, ROOT, Ran
 
 CANINE = "canine-tiny-domains-char"

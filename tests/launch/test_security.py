@@ -21,16 +21,17 @@ from data_pipes.normalize import parse_normalizers
 from data_pipes.normalizing.changes import NormalizerError
 from data_pipes.prepare import prepare_store
 from data_pipes.rows import Rows
-from launch import floors, manifest
+from launch import floors
+from launch.checkpoints import manifest
+from launch.checkpoints.manifest import commit_checkpoint, commit_model, find_damage, name_draft, seal_draft
+from launch.checkpoints.removal import may_remove, remove_draft
+from launch.checkpoints.rotation import rotate_checkpoints
 from launch.export import export
 from launch.floors import FLOORS, check_versions
-from launch.manifest import commit_checkpoint, commit_model, find_damage, name_draft, seal_draft
 from launch.preview import render_row
 from launch.recipe_check import RecipeError
 from launch.recipe_file import read_recipe
-from launch.removal import may_remove, remove_draft
 from launch.report import write_report
-from launch.rotation import rotate_checkpoints
 from launch.verdict import RunError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -152,7 +153,7 @@ def test_folders_are_removed_and_moved_in_a_few_places_only():
         if "rmtree" in path.read_text()
     }
     # prepare.py: folders of the cache, named by their key; rmtree itself refuses a link.
-    assert users <= {"launch/removal.py", "data_pipes/prepare.py"}
+    assert users <= {"launch/checkpoints/removal.py", "data_pipes/prepare.py"}
 
 
 # Packages

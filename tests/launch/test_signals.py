@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.checkpoints.manifest import find_checkpoints, find_damage
 from launch.lock import hold
-from launch.manifest import find_checkpoints, find_damage
 from launch.process import Process
 from launch.verdict import RunError
 from tests.commands import ENVIRONMENT, QUICK, ROOT, Ran, run_recipe, start

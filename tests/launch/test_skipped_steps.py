@@ -14,15 +14,15 @@ from rich.console import Console
 from torch import nn
 
 from data_pipes.feed import StepBatch
-from launch.display import LivePanel, PlainLines
 from launch.events import read_events
 from launch.objective import Term
 from launch.progress import Progress
 from launch.step import check_update, take_step
-from launch.track import Tracker
 from launch.train import log_end, log_step
 from launch.verdict import RunError
-from launch.view import Facts, View
+from launch.watching.display import LivePanel, PlainLines
+from launch.watching.track import Tracker
+from launch.watching.view import Facts, View
 
 EVENT = {
     "kind": "train", "step": 3, "loss": 2.0, "learning_rate": 1e-3, "grad_norm": None,

@@ -16,8 +16,8 @@ from launch.progress import Progress
 from launch.recipe_file import read_recipe
 from launch.recipe_training import Spikes
 from launch.spikes import enter_loss, find_spike
-from launch.track import Tracker
 from launch.verdict import RunError
+from launch.watching.track import Tracker
 
 LOSSES = st.lists(st.floats(0.01, 20, allow_nan=False), max_size=40)
 

@@ -155,7 +155,7 @@ def test_unusable_data_is_exit_code_2_without_a_traceback(sources, words, tmp_pa
 
 
 def test_divergence_stops_the_run_with_exit_code_5_and_the_last_checkpoint_whole(tmp_path):
-    from launch.manifest import find_checkpoints, find_damage
+    from launch.checkpoints.manifest import find_checkpoints, find_damage
 
     recipe = write_recipe(tmp_path, "[{kind: text, path: HERE/corpus.txt}]")
     arguments = ["training.learning_rate=1", "training.betas=[0, 0]", "training.eps=1e-30"]

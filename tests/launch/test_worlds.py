@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from launch.shards import read_shards
+from launch.checkpoints.shards import read_shards
 from tests.commands import ENVIRONMENT, QUICK, ROOT, RTD, run_recipe, start
 
 pytestmark = pytest.mark.ranks
@@ -207,7 +207,7 @@ def test_what_cannot_be_taken_over_is_refused_with_what_can(straight, tmp_path):
 
 def describe(place):
     """A manifest that fits the files."""
-    from launch.manifest import describe_files
+    from launch.checkpoints.manifest import describe_files
 
     manifest = json.loads((place / "manifest.json").read_text())
     files = [path for path in place.rglob("*") if path.is_file() and path.name != "manifest.json"]

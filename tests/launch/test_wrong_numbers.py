@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from launch.checkpoints.manifest import find_checkpoints, find_damage
 from launch.events import read_events
 from launch.fault import VARIABLE
-from launch.manifest import find_checkpoints, find_damage
 from tests.commands import ENVIRONMENT, QUICK, ROOT, Ran, start
 
 pytestmark = pytest.mark.ranks

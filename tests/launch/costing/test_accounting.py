@@ -10,7 +10,7 @@ from launch.costing.flops import count_flops
 from launch.costing.sizes import find_sizes
 from launch.costing.work import Work
 from launch.recipe_file import read_recipe
-from launch.track import Stopwatch
+from launch.watching.track import Stopwatch
 from modeling import hf
 from modeling.canine import row_slots
 from modeling.heads import IGNORED_LABEL
