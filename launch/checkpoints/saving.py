@@ -25,7 +25,7 @@ from launch.checkpoints.space import find_shortage
 from launch.checkpoints.weights import collect_weights
 from launch.checkpoints.writer import Outcome, Task, write_checkpoint, write_model, write_sharded_checkpoint
 from launch.progress import Progress
-from launch.verdict import MACHINE, RunError
+from launch.verdict import DIVERGED, MACHINE, RunError
 from launch.watching.track import Tracker
 
 _LOOK_SECONDS = 5.0
@@ -233,6 +233,13 @@ class Saver:
         """Log what saves came to; end the run if the recipe says so."""
         for task, outcome in ended:
             self._conclude(task, outcome)
+        for task, outcome in ended:
+            if outcome.is_lost:
+                raise RunError(
+                    DIVERGED,
+                    f"training diverged: at step {task.step:,} {outcome.error}; nothing of them is saved, and "
+                    "the last checkpoint is untouched. Try a lower training.learning_rate or a longer warmup",
+                )
         for kind in {task.kind for task, outcome in ended if outcome.error is not None}:
             num = self._num_failures.get(kind, 0)
             if num and self._policy.on_failure == "stop":

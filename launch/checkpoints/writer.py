@@ -34,7 +34,7 @@ from launch.checkpoints.manifest import (
 )
 from launch.checkpoints.removal import discard
 from launch.checkpoints.rotation import rotate_checkpoints
-from launch.checkpoints.weights import write_weights
+from launch.checkpoints.weights import NotFiniteError, write_weights
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,13 @@ class Outcome:
 
     Attributes:
         error: why it failed, in words; None: it is committed.
+        is_lost: it failed as the weights are no numbers any more.
         notes: what else went wrong and does not matter, in words.
         num_bytes, seconds: of writing, hashing and flushing.
     """
 
     error: str | None = None
+    is_lost: bool = False
     notes: tuple[str, ...] = ()
     num_bytes: int = 0
     seconds: float = 0.0
@@ -121,11 +123,10 @@ def write_sharded_checkpoint(job: Job, task: Task, state: State) -> Outcome:
     if prepared.error is not None:
         return prepared
     own, error = write_shards(job, draft)
-    if is_main and error is None:
-        error = _attempt(task, draft, write_own).error
-    error = find_error(gather(error or _pass_written()))
+    written = _attempt(task, draft, write_own) if is_main and error is None else Outcome()
+    error = find_error(gather(error or written.error or _pass_written()))
     files: Files = {name: entry for part in gather(own) for name, entry in part.items()}
-    outcome = Outcome(error=error)
+    outcome = Outcome(error=error, is_lost=written.is_lost)
     if is_main and error is not None:
         discard(draft)
     elif is_main:
@@ -155,7 +156,8 @@ def _attempt(task: Task, draft: Path, write: Callable[[Path], Outcome]) -> Outco
         outcome = write(draft)
     except FAILURES as error:
         note = discard(draft)
-        return Outcome(error=describe_failure(error), notes=(note,) if note else ())
+        is_lost = isinstance(error, NotFiniteError)
+        return Outcome(describe_failure(error), is_lost, notes=(note,) if note else ())
     return replace(outcome, seconds=time.perf_counter() - begin)
 
 

@@ -314,6 +314,26 @@ def test_a_recipe_may_say_that_the_run_stops_at_the_first_failure(tmp_path):
     assert caught.value.verdict.exit_code == 3
 
 
+@pytest.mark.parametrize("extra", [(), (AT_ONCE,)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_not_saved_and_end_the_run(value, extra, tmp_path):
+    saver = open_saver(tmp_path, *extra)
+    saver.save(at(1))
+    with torch.no_grad():
+        next(saver._job.model.parameters()).view(-1)[-1] = value
+
+    def save():
+        saver.save(at(2))
+        saver.settle()
+
+    with pytest.raises(RunError, match="1 of .* weights are not finite: .*embeddings") as caught:
+        save()
+    saver.__exit__(RunError)
+    assert caught.value.verdict.exit_code == 5
+    assert whole_steps(tmp_path) == [1]
+    assert hidden(tmp_path) == []
+
+
 def test_a_save_that_failed_in_the_background_is_noticed_at_the_next_step(tmp_path):
     fault.arm("point=before_rename,action=enospc")
     saver = open_saver(tmp_path, "checkpoint.on_failure=stop")
