@@ -237,7 +237,7 @@ class Saver:
             if outcome.is_lost:
                 raise RunError(
                     DIVERGED,
-                    f"training diverged: at step {task.step:,} {outcome.error}; nothing of them is saved, and "
+                    f"training diverged: at step {task.step:,} {outcome.error}; they are not saved; "
                     "the last checkpoint is untouched. Try a lower training.learning_rate or a longer warmup",
                 )
         for kind in {task.kind for task, outcome in ended if outcome.error is not None}:
