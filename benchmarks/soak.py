@@ -4,9 +4,9 @@
     python -m benchmarks.soak FOLDER --worlds 12
 
 Each start of the same command meets one fault (benchmarks/soak_faults.py); some then lose a checkpoint to
-damage. At the end weights, optimizer and every logged figure must be those of the undisturbed run, to the
-bit. With `--worlds` nothing breaks but the world changes: processes, sharding, micro-batch. Each change is
-held against a copy of the run that stays in its old world.
+damage. Every start must end as its fault lets it, and at the end weights, optimizer and every logged figure
+must be those of the undisturbed run, to the bit. With `--worlds` nothing breaks but the world changes:
+processes, sharding, micro-batch. Each change is held against a copy of the run that stays in its old world.
 """
 
 import argparse
@@ -44,8 +44,10 @@ _WORLDS = (
 )
 _NUM_COMPARED = 50
 _DAMAGE_SHARE = 0.25
-_FAULT_SECONDS = 40.0
-"""What one start with its fault takes, so that the steps last as long as they are to."""
+_FAULT_SECONDS = 15.0
+"""What one start with its fault takes until that is known: the steps are to last as long as the time."""
+_LEAST_ROOM = 40
+"""With fewer steps left few faults would find the point at which they strike."""
 _LOSS_TOLERANCE, _FINAL_TOLERANCE = 1e-5, 1e-3
 
 
@@ -129,9 +131,10 @@ def soak(run: Soak, world: Sequence[str], num_faults: int, minutes: float, seed:
         seconds_left = minutes * 60 - (time.monotonic() - begun)
         at = run.newest_step("soak")
         room = run.num_steps - at - 2
-        if room < 1 or (num_left <= 0 and seconds_left <= 0):
+        if room < _LEAST_ROOM or (num_left <= 0 and seconds_left <= 0):
             break
-        near = min(room, max(3, 2 * room // max(num_left, round(seconds_left / _FAULT_SECONDS), 1)))
+        mean = (minutes * 60 - seconds_left) / tally.num_starts if tally.num_starts else _FAULT_SECONDS
+        near = min(room, max(3, 2 * room // max(num_left, round(seconds_left / mean), 1)))
         if not meet_fault(run, world, Situation(run.folder / "soak", at, run.num_steps, near, draw), tally):
             break
     told = ", ".join(f"{name} {count}" for name, count in sorted(tally.struck.items()))
@@ -142,7 +145,7 @@ def soak(run: Soak, world: Sequence[str], num_faults: int, minutes: float, seed:
     )
     if run.wait("soak", run.start("soak", world)):
         raise SystemExit(f"the last start failed; see {run.folder}/soak.out")
-    return compare_runs(run, "soak", "straight")
+    return compare_runs(run, "soak", "straight") and not tally.num_surprises
 
 
 def meet_fault(run: Soak, world: Sequence[str], at: Situation, tally: Tally) -> bool:

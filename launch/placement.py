@@ -234,6 +234,7 @@ def _setting(asked: Demand, layout: Layout, micro_batch: int, num_rows: int) -> 
         offload=sharding.offload,
         world_size=asked.world_size,
         accumulation=num_rows // micro_batch,
+        saves_in_background=asked.recipe.checkpoint.in_background,
         **values,
     )
 

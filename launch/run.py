@@ -1,6 +1,7 @@
 """The run: executes the command of a plan, watches its ranks and says how it ended."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from launch.verdict import (
     DEFECT,
     DONE,
     LOST,
+    MACHINE,
     REQUEST,
     STOPPED,
     UNDER_RUN,
@@ -71,6 +73,7 @@ def execute(plan: Plan, configs: dict[str, str], output: Path) -> Verdict:
         fault.check()
         make_folder(output)
         with ExitStack() as held:
+            _require_launcher(command[0], environment["PATH"])
             left = held.enter_context(hold(output, token)) if is_first else None
             clear_verdict(output)
             clear_beats(output)
@@ -78,6 +81,13 @@ def execute(plan: Plan, configs: dict[str, str], output: Path) -> Verdict:
             return _Execution(command, environment, output, token, plan.devices).follow(left)
     except RunError as error:
         return error.verdict
+
+
+def _require_launcher(name: str, path: str) -> None:
+    if shutil.which(name, path=path) is None:
+        raise RunError(
+            MACHINE, f"{name} is neither beside {sys.executable} nor on the PATH: pip install accelerate"
+        )
 
 
 class _Execution:

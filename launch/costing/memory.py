@@ -49,6 +49,7 @@ IN_WORDS = {
     "process": "the process itself",
     "building": "weights while the model is built",
     "buffers": "buffers between card and CPU",
+    "snapshot": "copies of the state for saves in the background",
 }
 
 
@@ -68,6 +69,7 @@ class Setting:
         accumulation: micro-batches of a step.
         bucket_elements: `reduce_bucket_size` of DeepSpeed.
         overlap: `overlap_comm` of DeepSpeed, which takes a second bucket in stages 1 and 2.
+        saves_in_background: rank 0 copies what is saved.
     """
 
     micro_batch: int
@@ -81,6 +83,7 @@ class Setting:
     accumulation: int = 1
     bucket_elements: int = BUCKET_ELEMENTS
     overlap: bool = True
+    saves_in_background: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,13 +140,18 @@ def predict_memory(trace: Trace, setting: Setting) -> Memory:
         "optimizer": states.optimizer,
         "communication": states.communication,
     }
+    snapshot = {}
+    if setting.saves_in_background and setting.zero_stage is None:
+        # Of a checkpoint weights and moments, of the best model the weights: all in fp32.
+        snapshot = {"snapshot": 8 * trace.num_parameters + 8 * trace.num_trained}
     if trace.device == "cpu":
-        everything = _add(terms, states.cpu | {"process": PROCESS_BYTES["cpu"]})
+        everything = _add(terms, states.cpu | {"process": PROCESS_BYTES["cpu"]} | snapshot)
         return _add_up({}, everything, trace.origin, ("process",))
     terms["margin"] = round(MARGIN_SHARE * passing)
     terms["context"] = CONTEXT_BYTES + (NCCL_BYTES if setting.world_size > 1 else 0)
     # Weights are in fp32 until they go to the card.
     building = {"process": PROCESS_BYTES["cuda"], "building": 4 * trace.num_parameters}
+    building |= snapshot
     unknown = ("activations",) if setting.kernel == "flash" else ()
     return _add_up(terms, building | states.cpu, trace.origin, (*unknown, "margin", "context", "process"))
 

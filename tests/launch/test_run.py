@@ -45,6 +45,14 @@ def test_a_launcher_that_ends_without_a_verdict_is_a_defect(tmp_path):
     assert execute(plan_with(python("pass")), {}, tmp_path).exit_code == 0
 
 
+def test_a_machine_without_the_launcher_is_told_so_and_its_folder_is_as_before(tmp_path):
+    verdict = execute(plan_with(["no-such-launcher", "launch"]), {"a.yaml": "a: 1\n"}, tmp_path)
+    assert verdict.exit_code == 3
+    assert "no-such-launcher" in verdict.message
+    assert "pip install accelerate" in verdict.message
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_old_verdict_is_not_taken_for_a_new_one(tmp_path):
     write_verdict(tmp_path, Verdict(5, "old"))
     assert execute(plan_with(python("pass")), {}, tmp_path).exit_code == 0

@@ -4,6 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from launch.checkpoints.contents import read_tensors
+from launch.checkpoints.snapshot import count_bytes
+from launch.checkpoints.weights import collect_weights
 from launch.costing import trace_cache
 from launch.costing.memory import (
     CONTEXT_BYTES,
@@ -21,6 +24,7 @@ from launch.costing.memory import (
 )
 from launch.costing.sizes import HUB_MODELS
 from launch.costing.states import BUCKET_ELEMENTS, Layout, count_states
+from tests.saved_job import make_job
 
 SMALL = {
     "model_type": "deberta-v2",
@@ -417,3 +421,24 @@ def test_the_base_model_fits_a_card_of_11_gb(tmp_path):
     # Most moments are never the worst, so the file is small.
     (path,) = (tmp_path / "traces").iterdir()
     assert path.stat().st_size < 100_000
+
+
+# the copy for saves in the background
+
+
+def test_the_copy_for_saves_is_as_large_as_what_is_copied(trace):
+    job = make_job()
+    kinds = (read_tensors(job), collect_weights(job))
+    num = sum(p.numel() for p in job.model.parameters())
+    alike = replace(trace, num_parameters=num, num_trained=num)
+    found = predict(alike, saves_in_background=True).cpu_terms["snapshot"]
+    # Adam's step numbers come on top: one of 4 bytes for each tensor.
+    assert 0 <= sum(map(count_bytes, kinds)) - found <= 4 * len(list(job.model.parameters()))
+    plain = predict(alike).cpu_bytes
+    assert predict(alike, saves_in_background=True).cpu_bytes == plain + found
+    assert "snapshot" not in predict(alike).cpu_terms
+
+
+def test_under_zero_nothing_is_saved_in_the_background(trace):
+    found = predict(trace, saves_in_background=True, zero_stage=2, world_size=2)
+    assert "snapshot" not in found.cpu_terms
