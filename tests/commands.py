@@ -38,13 +38,13 @@ class Ran:
         return [event["loss"] for event in self.events("train")]
 
 
-def start(command, folder):
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, check=False)
+def start(command, folder, environment=ENVIRONMENT):
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
     return Ran(done.returncode, done.stdout, done.stderr, folder)
 
 
-def run_recipe(folder, recipe, *arguments, num_steps=50):
-    """`maskwright run`, quick; asserts that it worked."""
+def start_recipe(folder, recipe, *arguments, num_steps=50, environment=ENVIRONMENT):
+    """`maskwright run`, quick."""
     halves = (f"evaluation.every={num_steps // 2}", f"checkpoint.every={num_steps // 2}")
     steps = (f"training.max_steps={num_steps}", *halves)
     command = [
@@ -58,6 +58,11 @@ def run_recipe(folder, recipe, *arguments, num_steps=50):
         *SETTINGS[recipe],
         *steps,
     ]
-    ran = start([*command, *arguments], folder)
+    return start([*command, *arguments], folder, environment)
+
+
+def run_recipe(folder, recipe, *arguments, num_steps=50):
+    """`maskwright run`, quick; asserts that it worked."""
+    ran = start_recipe(folder, recipe, *arguments, num_steps=num_steps)
     assert ran.exit_code == 0, ran.stdout + ran.stderr
     return ran

@@ -64,9 +64,9 @@ def test_the_steps_are_those_of_one_process(way, whole, tmp_path):
 @pytest.mark.parametrize(
     "profile",
     [
-        pytest.param("cpu", marks=pytest.mark.slow),
+        pytest.param("cpu", marks=pytest.mark.long),
         pytest.param("cpu-2proc", marks=pytest.mark.long),
-        "cpu-2proc-zero2",
+        pytest.param("cpu-2proc-zero2", marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_run_is_the_straight_one(profile, tmp_path):

@@ -1,5 +1,6 @@
 """Saves of real runs that are killed, damaged or fail: the same command ends as if nothing had been."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -61,6 +62,22 @@ def test_a_kill_in_a_background_save_and_a_damaged_checkpoint_change_nothing_in_
     assert whole_steps(again.folder)[0] == 50
     assert hidden(again.folder) == []
     assert len(list(again.folder.glob("damaged-20-*"))) == 1
+
+
+@pytest.mark.slow
+def test_a_run_may_save_and_evaluate_at_the_end_of_each_pass_over_the_rows(tmp_path):
+    text = "\n".join(f"name{number:03d}.example" for number in range(400))
+    (tmp_path / "names.txt").write_text(text)
+    sources = f"data.sources=[{{kind: text, path: {tmp_path / 'names.txt'}}}]"
+    every = ("training.epochs=3", "checkpoint.every=epoch", "evaluation.every=epoch", "checkpoint.keep=5")
+    length = ("training.max_steps=null", "data.limit=null", "data.evaluation_share=0.1")
+    ran = run(tmp_path / "run", "--profile", "cpu", sources, *every, *length)
+    assert ran.exit_code == 0, ran.stdout + ran.stderr
+    num_rows = json.loads((ran.folder / "plan.json").read_text())["num_rows"]
+    ends = [-(-num * num_rows // 32) for num in (1, 2, 3)]
+    assert [event["step"] for event in ran.events("eval")] == [0, *ends]
+    assert sorted(whole_steps(ran.folder)) == ends
+    assert [event["epoch"] >= 1 for event in ran.events("train")].index(True) == ends[0] - 1
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from launch.checkpoints.manifest import find_checkpoints, find_damage
 from launch.events import read_events
 from launch.fault import VARIABLE
+from launch.recipe_file import read_recipe
 from tests.commands import ENVIRONMENT, QUICK, ROOT, Ran, start
 
 pytestmark = pytest.mark.ranks
@@ -46,7 +47,6 @@ def train_here(left_out, num_steps):
     from launch.optim import set_rate
     from launch.options import Options
     from launch.plan import make_plan
-    from launch.recipe_file import read_recipe
     from launch.step import take_step
 
     recipe, profile = read_recipe(CANINE, OVERRIDES), find_profile("cpu")
@@ -92,6 +92,10 @@ def test_what_one_rank_cannot_count_all_ranks_skip_and_too_much_of_it_ends_the_r
     ]  # fmt: skip
     losses = {event["step"]: event["loss"] for event in ran.events("train")}
     assert [step for step, loss in losses.items() if loss is None] == skipped
+    # A step that is skipped is a step of the schedule all the same: one of warmup, then down in a line.
+    peak = read_recipe(CANINE).training.learning_rate
+    rates = [event["learning_rate"] for event in ran.events("train")]
+    assert rates == [peak * (12 - step + 1) / (12 - 1) if step > 1 else peak for step in range(1, 12)]
     wanted = {int(step): loss for step, loss in train_without(skipped, 8).items()}
     assert {step: losses[step] for step in wanted} == pytest.approx(wanted, rel=1e-5)
     # Nothing is saved within the row: what is in the weights then may be the reason of it.
@@ -122,7 +126,6 @@ def count_here(num_steps):
     from data_pipes.feed import Feed
     from launch.build import build_layout, build_masking, build_order, build_tokenizer
     from launch.corpus import prepare_corpus
-    from launch.recipe_file import read_recipe
 
     recipe = read_recipe(CANINE, OVERRIDES)
     store = prepare_corpus(recipe)
