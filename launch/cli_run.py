@@ -14,6 +14,7 @@ from launch.plan import Plan
 from launch.recipe_check import RecipeError
 from launch.request import Request, add_arguments
 from launch.slurm import add_slurm, submit_run
+from launch.steps import SIZE_WANTED
 from launch.verdict import REQUEST
 
 EXIT_CODES = """exit codes:
@@ -124,7 +125,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run and not plan.errors:
         print(command_text(plan))  # noqa: T201
         return 0
-    if not plan.errors and plan.corpus_origin != "prepared" and not request.recipe.data.streaming:
+    is_refused = not all(SIZE_WANTED in error for error in plan.errors)
+    if not is_refused and plan.corpus_origin != "prepared" and not request.recipe.data.streaming:
         prepare_with_progress(request.recipe)
         plan = _make_plan(request)
     print_plan(plan, request.recipe)

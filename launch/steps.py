@@ -7,6 +7,9 @@ from typing import Any, Literal
 from launch.recipe import Recipe
 from launch.schedule import Cadence, resolve_first_phase, resolve_warmup
 
+SIZE_WANTED = "wants the size of the corpus"
+"""In an error that is none any more once the data are prepared."""
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -42,8 +45,7 @@ def count_steps(recipe: Recipe, corpus: Corpus, errors: list[str]) -> dict[str, 
         prepare = "" if recipe.data.streaming else "Prepare the data (maskwright data prepare), or "
         remedy = f"{prepare}declare data.expected_rows or data.expected_tokens, or set training.max_steps"
         errors.append(
-            "the number of steps is unknown: training.epochs wants the size of the corpus. "
-            f"{remedy[0].upper()}{remedy[1:]}"
+            f"the number of steps is unknown: training.epochs {SIZE_WANTED}. {remedy[0].upper()}{remedy[1:]}"
         )
         return numbers
     num_steps = numbers["num_steps"] = min(limits)
@@ -64,9 +66,7 @@ def count_steps(recipe: Recipe, corpus: Corpus, errors: list[str]) -> dict[str, 
     for section, what in (("evaluation", "evaluation"), ("checkpoint", "save")):
         every = getattr(recipe, section).every
         if every == "epoch" and not corpus.num_rows:
-            errors.append(
-                f"{section}.every: epoch wants the size of the corpus; set a number of steps instead"
-            )
+            errors.append(f"{section}.every: epoch {SIZE_WANTED}; set a number of steps instead")
             continue
         cadence = Cadence(every, training.global_batch, corpus.num_rows)
         numbers[f"num_{what}s"] = cadence.count(num_steps)
