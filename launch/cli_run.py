@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if plan.errors:
         return REQUEST
     verdict = execute(plan, request.render(plan), request.output)
-    keep_streams(request.output)  # the terminal may have been closed meanwhile; the exit code is wanted still
+    with suppress(OSError):
+        keep_streams(request.output)  # the terminal may have been closed; the exit code is wanted still
     print_verdict(verdict)
     return verdict.exit_code

@@ -81,9 +81,9 @@ def read_events(path: Path) -> Events:
     if not path.exists():
         return Events()
     *whole, last = path.read_bytes().split(b"\n")
-    parsed = [_parse(line) for line in whole if line.strip()]
+    parsed = [parse_event(line) for line in whole if line.strip()]
     rows = [event for event in parsed if event is not None]
-    tail = _parse(last) if last.strip() else None
+    tail = parse_event(last) if last.strip() else None
     if tail is not None:
         rows.append(tail)
     return Events(
@@ -93,7 +93,8 @@ def read_events(path: Path) -> Events:
     )
 
 
-def _parse(line: bytes) -> Event | None:
+def parse_event(line: bytes) -> Event | None:
+    """The event of a line, with its step; None: it is none, as a crash or a full disk cut it short."""
     try:
         event = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,6 +25,8 @@ NAME = ".lock"
 NO_LOCK = "MASKWRIGHT_NO_LOCK"
 """Set to 1 (`--no-lock`) it takes no lock: for file systems that have none."""
 _PATIENCE_SECONDS = 600.0
+_LOOK_SECONDS = 0.5
+"""How long a lock may be in the hands of those who only look; they have it for microseconds."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -78,7 +80,9 @@ def hold(folder: Path, token: str, role: Literal["run", "trainer"] = "run") -> I
         try:
             yield left
         finally:
-            _write(descriptor, Content())
+            # The kernel gives the lock back below; how the run went is not lost for words in its file.
+            with suppress(OSError):
+                _write(descriptor, Content())
     finally:
         os.close(descriptor)
 
@@ -181,14 +185,22 @@ def _lock(descriptor: int, kind: int) -> bool:
     return True
 
 
+def _lock_soon(descriptor: int, kind: int) -> bool:
+    """Take a lock; False: somebody else holds it, and does not only look at it."""
+    end = time.monotonic() + _LOOK_SECONDS
+    while not (is_taken := _lock(descriptor, kind)) and time.monotonic() < end:
+        time.sleep(0.02)
+    return is_taken
+
+
 def _take(descriptor: int, folder: Path, token: str, role: Literal["run", "trainer"]) -> Holder | None:
     """Take a free lock; who left it behind, if somebody did."""
-    if not _lock(descriptor, fcntl.LOCK_EX):
+    if not _lock_soon(descriptor, fcntl.LOCK_EX):
         raise _held(descriptor, folder)
     before = _read(descriptor)
     _write(descriptor, Content(token, (_myself(role),)))
     # The change from exclusive to shared is no single act: another may come in between.
-    if not _lock(descriptor, fcntl.LOCK_SH) or _read(descriptor).token != token:
+    if not _lock_soon(descriptor, fcntl.LOCK_SH) or _read(descriptor).token != token:
         raise _held(descriptor, folder)
     return before.holders[-1] if before.holders else None
 

@@ -10,6 +10,7 @@ import select
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Thread
@@ -159,10 +160,15 @@ class Pulse:
         """Say how this rank ends, then take its file away: one that is gone without a word keeps it.
 
         That all is done only rank 0 can say, which writes the report last.
+
+        Raises:
+            OSError: the file system lets it not; there are no more signs of life all the same.
         """
-        if verdict.exit_code or self._beat.rank == 0:
-            write_verdict(self._folder, verdict)
-        self.__exit__()
+        try:
+            if verdict.exit_code or self._beat.rank == 0:
+                write_verdict(self._folder, verdict)
+        finally:
+            self.__exit__()
         if self._beat.rank == 0 and self._origin.run is None and verdict.exit_code == DONE:
             clear_beats(self._folder)
 
@@ -185,7 +191,12 @@ class Pulse:
             return None
         is_of_peers = any(sign in f"{type(cause).__name__} {cause}" for sign in _SIGNS)
         end = time.monotonic() + (_NOTICE_SECONDS if is_of_peers else 0)
-        while not (lost := self._find_lost()) and time.monotonic() < end:
+        lost: list[Lost] = []
+        while not lost:
+            with suppress(OSError):  # the word of the error itself is better than that of a file
+                lost = self._find_lost()
+            if lost or time.monotonic() >= end:
+                break
             time.sleep(0.1)
         if lost:
             return Verdict(LOST, describe_lost(lost))
@@ -215,16 +226,26 @@ class Pulse:
         return "".join(f"; rank {beat.rank} stands {beat.place}" for beat in behind)
 
     def _run(self) -> None:
+        acts = (self._write, self._keep_streams, self._look_at_others, self._look_at_launcher)
         while not self._is_over.wait(_BEAT_SECONDS):
-            self._write()
-            keep_streams(self._folder)
-            if self._watch is not None and (lost := self._watch.look()):
-                self._give_up(lost)
-            if self._orphaned_since is None and self._origin.is_dead:
-                self._orphaned_since = time.monotonic()
-                self.is_orphaned = True
-            if self._orphaned_since is not None:
-                self._see_to_end()
+            for act in acts:
+                # A file server has its bad moments. Without this thread a healthy rank would count as lost.
+                with suppress(OSError):
+                    act()
+
+    def _keep_streams(self) -> None:
+        keep_streams(self._folder)
+
+    def _look_at_others(self) -> None:
+        if self._watch is not None and (lost := self._watch.look()):
+            self._give_up(lost)
+
+    def _look_at_launcher(self) -> None:
+        if self._orphaned_since is None and self._origin.is_dead:
+            self._orphaned_since = time.monotonic()
+            self.is_orphaned = True
+        if self._orphaned_since is not None:
+            self._see_to_end()
 
     def _write(self) -> None:
         """Touch the file; write it where something has changed. A full disk is no lost rank."""
@@ -246,7 +267,9 @@ class Pulse:
             self._exit(
                 Verdict(STOPPED, "the launcher is dead; nothing was trained since the last checkpoint")
             )
-        lost = self._find_lost()
+        lost: list[Lost] = []
+        with suppress(OSError):  # a folder that is not there any more keeps no orphan alive
+            lost = self._find_lost()
         if lost:
             self._give_up(lost)
         else:
@@ -264,11 +287,16 @@ class Pulse:
             self._exit(Verdict(LOST, describe_lost(lost)))
 
     def _exit(self, verdict: Verdict) -> NoReturn:
-        write_verdict(self._folder, verdict)
-        find_place(self._folder, self._beat.rank).unlink(missing_ok=True)
-        sys.stderr.write(verdict.message + "\n")
-        sys.stderr.flush()
-        os._exit(verdict.exit_code)
+        """End the process, whatever else fails: its main thread hangs, and would keep the card for ever."""
+        try:
+            with suppress(OSError):
+                write_verdict(self._folder, verdict)
+            with suppress(OSError):
+                find_place(self._folder, self._beat.rank).unlink(missing_ok=True)
+            sys.stderr.write(verdict.message + "\n")
+            sys.stderr.flush()
+        finally:
+            os._exit(verdict.exit_code)
 
 
 _SIGNS = ("gloo", "NCCL", "ncclRemoteError", "DistBackendError", "DistNetworkError", "DistStoreError")

@@ -13,6 +13,7 @@ from threading import Thread
 from types import FrameType
 from typing import IO
 
+from data_pipes.files import write_atomically
 from launch import fault
 from launch.checkpoints.manifest import find_checkpoints
 from launch.liveness import (
@@ -25,7 +26,7 @@ from launch.liveness import (
     read_beats,
     read_signals,
 )
-from launch.lock import Holder, hold
+from launch.lock import Holder, find_holders, hold
 from launch.plan import Plan
 from launch.process import Process, find_marked
 from launch.rendering import write_configs
@@ -40,6 +41,7 @@ from launch.verdict import (
     RunError,
     Verdict,
     clear_verdict,
+    find_disk_failure,
     has_verdict,
     make_folder,
     read_verdict,
@@ -57,6 +59,9 @@ def execute(plan: Plan, configs: dict[str, str], output: Path) -> Verdict:
     """Write the plan's configuration files, start its command, wait for it and read its trainer's verdict.
 
     The run folder is held meanwhile; the first of several machines does so for all of them.
+
+    Raises:
+        OSError: of another kind than a full, a read-only or a broken disk.
     """
     token = str(Process.of(os.getpid()))
     environment = {**os.environ, **plan.environment, UNDER_RUN: token}
@@ -75,12 +80,37 @@ def execute(plan: Plan, configs: dict[str, str], output: Path) -> Verdict:
         with ExitStack() as held:
             _require_launcher(command[0], environment["PATH"])
             left = held.enter_context(hold(output, token)) if is_first else None
-            clear_verdict(output)
-            clear_beats(output)
-            write_configs(configs, output)
+            if is_first or not find_holders(output):
+                _clear(configs, output)
+            else:
+                _add_configs(configs, output)
             return _Execution(command, environment, output, token, plan.devices).follow(left)
     except RunError as error:
         return error.verdict
+    except OSError as error:
+        verdict = find_disk_failure(error)
+        if verdict is None:
+            raise
+        return verdict
+
+
+def _clear(configs: dict[str, str], output: Path) -> None:
+    """Forget what an earlier run said in a folder that is ours, and write the configuration files."""
+    clear_verdict(output)
+    clear_beats(output)
+    (output / _LOG).write_bytes(b"")
+    write_configs(configs, output)
+
+
+def _add_configs(configs: dict[str, str], output: Path) -> None:
+    """Write the files that are missing in a folder that the first machine holds, on a disk of both.
+
+    A machine that is late, or there by mistake, forgets no word of that run and changes no file of it. On a
+    disk of its own it finds the folder free, with the words of its own last run in it: these it does forget.
+    """
+    for name, text in configs.items():
+        if not (output / name).exists():
+            write_atomically(output / name, text.encode())
 
 
 def _require_launcher(name: str, path: str) -> None:
@@ -106,6 +136,7 @@ class _Execution:
         self.lost: list[Lost] = []
         self._lost_since: float | None = None
         self._was_starting = True
+        self._ranks: list[Process] = []
         self.process = subprocess.Popen(
             command, env=environment, start_new_session=True, stderr=subprocess.PIPE
         )
@@ -127,12 +158,15 @@ class _Execution:
             listener.join(timeout=_WORD_SECONDS)
             verdict = self._conclude(came)
         if verdict.exit_code != LOST:
-            clear_beats(self.output)
+            with suppress(OSError):
+                clear_beats(self.output)
         return verdict
 
     def _find_ranks(self) -> list[Process]:
-        """The living ranks of this machine."""
-        return [beat.process for beat in read_beats(self.output, self.token) if beat.process.is_alive]
+        """The living ranks of this machine; while their files cannot be read, of those that were there."""
+        with suppress(OSError):
+            self._ranks = [beat.process for beat in read_beats(self.output, self.token)]
+        return [process for process in self._ranks if process.is_alive]
 
     def _stop_ranks(self) -> None:
         """Ask all ranks to stop; while some are not there yet, the launcher: there is nothing to lose."""
@@ -143,6 +177,11 @@ class _Execution:
             rank.send(signal.SIGTERM)
 
     def _look(self) -> None:
+        """See to lost ranks; where the file system fails for a moment, the next look does."""
+        with suppress(OSError):
+            self._end_lost()
+
+    def _end_lost(self) -> None:
         """See which ranks are lost; if they are, let the others speak first, then end them."""
         lost = self.watch.look()
         if self.watch.beats:
@@ -157,7 +196,8 @@ class _Execution:
         if now - self._lost_since < _WORD_SECONDS:
             return
         if lost:
-            write_verdict(self.output, Verdict(LOST, describe_lost(lost)))
+            with suppress(OSError):  # on a full disk they are ended all the same
+                write_verdict(self.output, Verdict(LOST, describe_lost(lost)))
         for rank in self._find_ranks():
             rank.send(signal.SIGKILL)
         if now - self._lost_since > 2 * _WORD_SECONDS and self.process.poll() is None:
@@ -196,8 +236,9 @@ class _Execution:
         if self.lost and (verdict is None or verdict.exit_code == LOST):
             # The launcher alone knows which signal ended a rank.
             verdict = Verdict(LOST, describe_lost(self.lost, self._read_signals()))
-            clear_verdict(self.output)
-            write_verdict(self.output, verdict)
+            with suppress(OSError):
+                clear_verdict(self.output)
+                write_verdict(self.output, verdict)
             return verdict
         if verdict is not None:
             return verdict
@@ -211,7 +252,10 @@ class _Execution:
         )
 
     def _read_signals(self) -> dict[int, int]:
-        log = (self.output / _LOG).read_text(encoding="utf-8", errors="replace")
+        try:
+            log = (self.output / _LOG).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return {}
         found = read_signals(log)
         alone = found.pop(0, None)
         if alone is not None and len(self.lost) == 1:
@@ -223,17 +267,23 @@ def _pass_on(stderr: IO[bytes], output: Path, left: Holder | None) -> None:
     """Show what comes on stderr until a trainer has said why it ends.
 
     What follows is the launchers' own traceback of a process that failed; it goes into RUN/launcher.log.
+    The launcher would wait for ever for a reader that a full disk or a closed terminal has ended.
     """
-    with (output / _LOG).open("wb", buffering=0) as log:
-        if left is not None:
-            log.write(f"the lock of this folder was left behind by {left}; it was taken over\n".encode())
+    with ExitStack() as opened:
+        log = None
+        with suppress(OSError):
+            # Other machines, and trainers without a terminal, write at its end too.
+            log = opened.enter_context((output / _LOG).open("ab", buffering=0))
+            if left is not None:
+                log.write(f"the lock of this folder was left behind by {left}; it was taken over\n".encode())
         for line in stderr:
-            # The launcher would wait for ever for a reader that a full disk has ended.
             with suppress(OSError):
-                log.write(line)
-            if not has_verdict(output):
-                sys.stderr.buffer.write(line)
-                sys.stderr.buffer.flush()
+                if log is not None:
+                    log.write(line)
+            with suppress(OSError):
+                if not has_verdict(output):
+                    sys.stderr.buffer.write(line)
+                    sys.stderr.buffer.flush()
 
 
 def _stopped(signal_name: str, output: Path) -> Verdict:

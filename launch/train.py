@@ -27,6 +27,7 @@ from launch.verdict import (
     UNDER_RUN,
     RunError,
     Verdict,
+    find_disk_failure,
     make_folder,
 )
 from launch.world import World, check_gpu, has_cuda_driver
@@ -51,7 +52,7 @@ def train(
     rates = plan.rate_schedule(recipe)
     evaluations, saves = plan.cadence(recipe.evaluation.every), plan.cadence(recipe.checkpoint.every)
     progress = catch_up(job, progress, tracker, saver)
-    watch = Stopwatch()
+    watch, owes_save = Stopwatch(), False
     while not is_over(job, progress):
         batch = course.take(progress)
         watch.waited()
@@ -71,10 +72,12 @@ def train(
             progress = evaluate_and_keep_best(job, progress, tracker, saver)
         is_stopped = outcome.is_asked_to_stop or progress.is_evaluation_due
         saver.look()
+        owes_save = (owes_save or saves.is_due(step)) and progress.step == step
         if is_stopped or is_over(job, progress):
             saver.save_last(progress)
-        elif saves.is_due(step) and progress.step == step and not progress.num_skipped_in_a_row:
+        elif owes_save and not progress.num_skipped_in_a_row:
             saver.save(progress)  # else good checkpoints would make room for what numbers have gone wrong in
+            owes_save = False
         if is_stopped and not is_over(job, progress):
             raise stopped(job, progress)
         watch.go_on()
@@ -204,7 +207,7 @@ def run(request: Request, world: World, pulse: Pulse) -> Verdict:
     progress, events = take_up(job, start, request)
     with (
         job.stop,
-        open_tracker(folder, job, progress.resumed_from) as tracker,
+        open_tracker(folder, job, progress) as tracker,
         Saver(job, tracker, folder) as saver,
         Course(job, tracker, saver, folder, request.accepted) as course,
     ):
@@ -270,13 +273,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SourceError as error:  # of a stream that is read while it is trained on
         verdict = Verdict(REQUEST, f"the data cannot be used: {error}")
     except Exception as error:  # noqa: BLE001 - the last handler: printed whole, and recorded
-        verdict = pulse.explain(error) if pulse else None
+        verdict = (pulse and pulse.explain(error)) or find_disk_failure(error)
         if verdict is None:
             sys.stderr.write(show(traceback.format_exc()))
             verdict = Verdict(DEFECT, f"{type(error).__name__}: {error}")
+    is_told = UNDER_RUN in os.environ
     if pulse is not None:
-        pulse.leave(verdict)
-    if UNDER_RUN not in os.environ and (verdict.exit_code or os.environ.get("RANK", "0") == "0"):
+        try:
+            pulse.leave(verdict)
+        except OSError as error:
+            is_told = False
+            sys.stderr.write(f"how this rank ends could not be left in the run folder: {error}\n")
+    if not is_told and (verdict.exit_code or os.environ.get("RANK", "0") == "0"):
         print(verdict.message, file=sys.stderr if verdict.exit_code else sys.stdout)
     return verdict.exit_code
 

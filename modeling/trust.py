@@ -115,11 +115,13 @@ def check_shards(folder: Path) -> None:
     """Look at every pickle under a folder before DeepSpeed opens them, which it does without any care.
 
     Raises:
-        ValueError: see check_pickle and check_owner.
+        ValueError: see check_pickle, and check_owner, which looks at the folders too.
     """
     check_owner(folder)
-    for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
-        if path.suffix in _PICKLE_ENDINGS:
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            check_owner(path)  # rglob does not look behind a link to a folder, and DeepSpeed would
+        elif path.suffix in _PICKLE_ENDINGS:
             check_owner(path)
             check_pickle(path)
 
@@ -182,13 +184,15 @@ def check_owner(path: Path) -> None:
     """Refuse a checkpoint that others may change: opening its shards can run code.
 
     Raises:
-        ValueError: everyone may write to it, or it belongs to another user than root and the one that asks.
+        ValueError: it is a link, everyone may write to it, or it belongs to another user than root and the
+            one that asks; root may open anybody's.
     """
     state = path.lstat()
     if stat.S_ISLNK(state.st_mode):
         raise ValueError(f"{path} is a link, and a checkpoint has none: copy the file itself there")
     if state.st_mode & stat.S_IWOTH:
         raise ValueError(f"everyone may write to {path}, so that anyone could have changed it: chmod o-w it")
+    # In a container the user who started it is often root, and their files outside another user's.
     if os.geteuid() != 0 and state.st_uid not in (0, os.geteuid()):
         raise ValueError(f"{path} belongs to another user: copy the checkpoint where it is yours")
 

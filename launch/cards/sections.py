@@ -15,6 +15,7 @@ from launch.cards.texts import (
     show_percent,
     show_plain,
 )
+from launch.checkpoints.rotation import find_model_step
 from launch.events import number
 from launch.figure import show_fact
 from launch.record import Record, find_best
@@ -72,13 +73,17 @@ def find_part(record: Record, place: Path) -> str:
 
 
 def find_step(record: Record, source: Path) -> int | None:
-    """The step of a model folder: of a checkpoint by name, of `best` by the metric, else the last."""
+    """The step of a model folder: of a checkpoint by name, of `best` by its manifest, else the last.
+
+    Where a save failed, `best` is older than the metric says, which is asked where there is no manifest.
+    """
     named = re.fullmatch(r"checkpoint-(\d+)", source.name)
     if named:
         return int(named[1])
     if source.name != "best":
         return record.events.last_step or None
-    return find_best(record)[1]
+    kept = find_model_step(source)
+    return find_best(record)[1] if kept is None else kept
 
 
 def describe_model(record: Record, step: int | None, part: str) -> list[str]:

@@ -15,12 +15,15 @@ from launch.checkpoints.manifest import (
     read_manifest,
     set_aside,
 )
+from launch.checkpoints.removal import may_remove
 from launch.checkpoints.resume import check_state, load_checkpoint
-from launch.checkpoints.rotation import sweep_leftovers
+from launch.checkpoints.rotation import find_model_step, sweep_leftovers
 from launch.folder import is_finished, write_run_files
 from launch.plan import Plan
 from launch.progress import Progress
+from launch.recipe_change import check_resume
 from launch.request import Request
+from launch.strict_yaml import load_yaml
 from launch.verdict import MACHINE, RESUME, RunError
 from launch.world import World
 
@@ -47,13 +50,32 @@ class Start:
 
 
 def find_start(request: Request, world: World, plan: Plan, store: Store) -> tuple[Start, bool]:
-    """Where the run starts, which rank 0 alone looks at, and whether it is over, which each rank sees."""
-    is_done = request.resume == "auto" and is_finished(request.output, plan.num_steps or 0)
-    start = choose_start(request.output, request.resume) if is_done or world.rank == 0 else Start()
+    """Where the run starts, which rank 0 alone looks at, and whether it is over, which each rank sees.
+
+    Raises:
+        RunError: see choose_start; or the run is over and the recipe is another one now.
+    """
+    folder = request.output
+    is_done = request.resume == "auto" and is_finished(folder, plan.num_steps or 0)
+    if is_done and not find_checkpoints(folder):  # removed by hand, to have the room
+        _check_recipe(request, store)
+        return Start(), True
+    start = choose_start(folder, request.resume) if is_done or world.rank == 0 else Start()
     if not is_done or start.place is None:
         return start, False
     check_state(request.recipe, store, start.place, request.accepted)
     return start, True
+
+
+def _check_recipe(request: Request, store: Store) -> None:
+    """Check the recipe against that of a run whose checkpoints are gone; its text is taken for the same."""
+    try:
+        then = load_yaml((request.output / "recipe.resolved.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    key = store.manifest["key"]
+    state = {"recipe": then, "data_key": key, "step": 0}
+    check_resume(state, request.recipe, data_key=key, place=request.output, accepted=request.accepted)
 
 
 def take_up(job: Job, start: Start, request: Request) -> tuple[Progress, list[dict[str, Any]]]:
@@ -61,12 +83,14 @@ def take_up(job: Job, start: Start, request: Request) -> tuple[Progress, list[di
     folder, is_main = request.output, job.accelerator.is_main_process
     check_folder(folder)
     start = agree_on_start(start)
-    progress = Progress()
+    progress, is_other = Progress(), False
     if start.place is not None:
         progress = load_checkpoint(job, start.place, folder, request.accepted)
+        _, changes = check_state(job.recipe, job.store, start.place, request.accepted)
+        is_other = request.resume != "auto" or bool(changes)
     if is_main:
         write_run_files(folder, job)
-    events = tidy_folder(folder, start, progress.step) if is_main else []
+    events = tidy_folder(folder, start, progress.step, is_other_course=is_other) if is_main else []
     job.accelerator.wait_for_everyone()
     return progress, events
 
@@ -79,8 +103,8 @@ def choose_start(folder: Path, resume: str) -> Start:
         resume: `auto` (the newest whole one), `never`, or a checkpoint's path.
 
     Raises:
-        RunError: there are checkpoints and none is whole, the newest is of a later version, or `never` in a
-            folder that has a run in it.
+        RunError: there are checkpoints and none is whole, the newest is of a later version, there is none
+            of a run that is over, or `never` in a folder that has a run in it.
     """
     found = find_checkpoints(folder)
     if resume == "never":
@@ -96,6 +120,12 @@ def choose_start(folder: Path, resume: str) -> Start:
         if reason is None:
             return Start(place, tuple(damages))
         damages.append(Damage(place, reason))
+    if not found and may_remove(folder / "final"):
+        raise RunError(
+            RESUME,
+            f"{folder} holds a run that is over and no checkpoint of it to go on from; name another "
+            "--output, or move it away",
+        )
     if damages:
         reasons = "; ".join(f"{damage.place.name}: {damage.reason}" for damage in damages)
         raise RunError(
@@ -123,17 +153,26 @@ def agree_on_start(start: Start) -> Start:
     return start
 
 
-def tidy_folder(folder: Path, start: Start, step: int) -> list[dict[str, Any]]:
+def tidy_folder(
+    folder: Path, start: Start, step: int, *, is_other_course: bool = False
+) -> list[dict[str, Any]]:
     """Put a run folder in order once a run goes on from a start: rank 0 calls it, before anything is saved.
 
     Damaged checkpoints newer than the start are renamed to `damaged-<step>-<time>`, whole ones, of a course
     that the run has left, to `left-<step>-<time>`; what killed saves have left is removed.
 
+    Args:
+        folder: the run folder.
+        start: where the run goes on from.
+        step: that of the start.
+        is_other_course: the run will not go the way that it went from there before: a later RUN/best is
+            renamed to `left-best-<time>`, as nothing would make it again or take its place for sure.
+
     Returns:
         An event for each thing that is worth a word.
 
     Raises:
-        RunError: a checkpoint cannot be renamed.
+        RunError: a folder cannot be renamed.
     """
     events: list[dict[str, Any]] = []
     damages = {damage.place: damage.reason for damage in start.damages}
@@ -150,8 +189,13 @@ def tidy_folder(folder: Path, start: Start, step: int) -> list[dict[str, Any]]:
                 )
                 values = {"path": str(place), "reason": reason, "moved_to": new.name, "message": message}
                 events.append({"kind": "damage", "step": step, **values})
+        best = find_model_step(folder / "best")
+        if is_other_course and best is not None and best > step:
+            new = set_aside(folder / "best", "left")
+            text = f"best is of step {best:,} of a course that the run has left: set aside as {new.name}"
+            events.append({"kind": "note", "step": step, "message": text})
     except OSError as error:
-        raise RunError(MACHINE, f"a checkpoint in {folder} cannot be set aside: {error}") from error
+        raise RunError(MACHINE, f"a folder in {folder} cannot be set aside: {error}") from error
     return events + [{"kind": "note", "step": step, "message": note} for note in sweep_leftovers(folder)]
 
 

@@ -26,8 +26,8 @@ from launch.recipe_change import describe_recipe
 
 TRAINING = "training"
 DEEPSPEED = "engine"
-FAILURES = (OSError, RuntimeError, SafetensorError)
-"""What a full or broken disk shows as: the second comes from torch."""
+FAILURES = (OSError, RuntimeError, SafetensorError, MemoryError)
+"""What a full or broken disk shows as: the second comes from torch; the last is a full memory."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def write_state(job: Job, state: State, draft: Path) -> None:
     """Write a state to a draft; rank 0 calls it, in any thread.
 
     Raises:
-        OSError, RuntimeError, SafetensorError: it cannot be written.
+        OSError, RuntimeError, SafetensorError, MemoryError: it cannot be written.
     """
     training = draft / TRAINING
     training.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,10 @@ from pathlib import Path
 from launch import fault
 
 MANIFEST = "manifest.json"
-"""Stands in every folder that was committed as a whole; nothing without it is removed."""
+"""Stands in every folder that was committed as a whole; without it only drafts and trash are removed."""
+_DRAFT = r"[0-9a-f]{8}\.partial"
+TRASH = rf"\.trash-(checkpoint-\d+(\.{_DRAFT})?|(best|final)\.(old|{_DRAFT}))-[0-9a-f]{{8}}"
+"""A pattern of the names that `discard` gives to checkpoints, older models and drafts."""
 
 
 def remove_draft(place: Path) -> None:

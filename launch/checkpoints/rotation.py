@@ -1,14 +1,14 @@
-"""Rotation: which checkpoints a run keeps, and what earlier starts have left lying about in its folder."""
+"""Rotation: which checkpoints and models a run keeps, and what earlier starts have left lying about."""
 
 import re
 from collections.abc import Collection
 from pathlib import Path
 
-from launch.checkpoints.manifest import find_checkpoints, find_step, flush
-from launch.checkpoints.removal import discard, may_remove, remove_draft
+from launch.checkpoints.manifest import find_checkpoints, find_step, flush, read_manifest
+from launch.checkpoints.removal import TRASH, discard, may_remove, remove_draft
 
 _LEFTOVERS = re.compile(
-    r"\.(trash-.+|meeting-[0-9a-f]+|latest\.partial|(checkpoint-\d+|best|final)(\.[0-9a-f]+)?\.partial)"
+    rf"{TRASH}|\.(meeting-[0-9a-f]+|latest\.partial|(checkpoint-\d+|best|final)(\.[0-9a-f]+)?\.partial)"
 )
 _MODELS = ("best", "final")
 
@@ -26,6 +26,15 @@ def rotate_checkpoints(folder: Path, keep: int, protected_steps: Collection[int 
     ours = [place for place in find_checkpoints(folder) if may_remove(place)]
     leaving = [place for place in ours[max(2, keep) :] if find_step(place) not in protected_steps]
     return [note for place in leaving if (note := discard(place)) is not None]
+
+
+def find_model_step(place: Path) -> int | None:
+    """The step of a committed model, `best` or `final`; None: there is none, or its manifest has no step."""
+    try:
+        step = read_manifest(place).get("step")
+    except ValueError:
+        return None
+    return step if isinstance(step, int) else None
 
 
 def sweep_leftovers(folder: Path) -> list[str]:

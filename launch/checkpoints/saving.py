@@ -20,6 +20,7 @@ from launch.agreement import find_error, gather, share
 from launch.build import Job
 from launch.checkpoints.contents import collect_state, describe_failure, estimate_shard_bytes, read_tensors
 from launch.checkpoints.manifest import find_checkpoints
+from launch.checkpoints.rotation import find_model_step
 from launch.checkpoints.snapshot import Snapshot, count_bytes
 from launch.checkpoints.space import find_shortage
 from launch.checkpoints.weights import collect_weights
@@ -87,11 +88,10 @@ class Saver:
         """The save at a stop or at the end: it is made at once and must succeed.
 
         Raises:
-            RunError: it failed, or a model that was still to be written did.
+            RunError: it failed.
         """
-        self._errors.clear()
         self._save_checkpoint(progress, in_background=False)
-        self._demand()
+        self._demand("checkpoint")
 
     def keep_best(self, progress: Progress) -> None:
         """Write the model to RUN/best, replacing an older one as a whole.
@@ -102,14 +102,19 @@ class Saver:
         self._save_model("best", progress, in_background=self._in_background)
 
     def keep_final(self, progress: Progress) -> None:
-        """Write the model to RUN/final; it must succeed.
+        """Write the model to RUN/final; it must succeed, and so must RUN/best have.
+
+        A best model that could not be written is written now if it is the last one too.
 
         Raises:
-            RunError: it failed.
+            RunError: it failed; or RUN/final is there, and a best model was lost.
         """
-        self._errors.clear()
         self._save_model("final", progress, in_background=False)
-        self._demand()
+        self._demand("final")
+        if progress.best_step == progress.step and self._find_lost_best(progress):
+            self._save_model("best", progress, in_background=False)
+        if lost := self._find_lost_best(progress):
+            raise RunError(MACHINE, f"{self._folder / 'final'} is written; {lost}")
 
     def look(self) -> None:
         """See what the saves in the background have come to; at each step.
@@ -270,9 +275,24 @@ class Saver:
             message=f"warning: {error}; older ones are untouched (failure {num} of {limit} in a row)",
         )
 
-    def _demand(self) -> None:
-        for error in self._errors.values():
-            raise self._refuse(error, "the last save must succeed")
+    def _find_lost_best(self, progress: Progress) -> str | None:
+        """What became of a best model that could not be written, maybe before a resume; None: it is there.
+
+        All ranks call it.
+        """
+        place, wanted = self._folder / "best", progress.best_step or 0
+        kept = share(find_model_step(place) if self._job.accelerator.is_main_process else None)
+        error = self._errors.get("best")
+        if error is None and (kept is None or kept >= wanted):
+            return None
+        error = error or f"{place} could not be written at step {wanted:,}"
+        if kept is None:
+            return f"{error}, and there is no older one; the same command ends the run without it"
+        return f"{error}: it is still of step {kept:,}. Move it away, and the same command ends the run"
+
+    def _demand(self, kind: str) -> None:
+        if kind in self._errors:
+            raise self._refuse(self._errors[kind], "the last save must succeed")
 
     def _refuse(self, error: str, why: str) -> RunError:
         found = find_checkpoints(self._folder)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.events import Event, to_plain
+from launch.events import Event, parse_event, to_plain
 from launch.verdict import MACHINE, RunError
 from launch.watching.display import Display, open_display
 from launch.watching.flags import Flags, Limits
@@ -17,10 +17,17 @@ from launch.watching.view import Facts
 
 if TYPE_CHECKING:
     from launch.build import Job
+    from launch.progress import Progress
+
+_OF_EVALUATION = ("eval", "missing", "flag")
+"""What is logged for the figures of an evaluation."""
 
 
-def open_tracker(folder: Path, job: "Job", resumed_step: int | None) -> "Tracker":
-    """The tracker of a job on this rank; on the main one with a display, which the loop's marks reach too."""
+def open_tracker(folder: Path, job: "Job", progress: "Progress") -> "Tracker":
+    """The tracker of a job on this rank; on the main one with a display, which the loop's marks reach too.
+
+    `progress` is that which the run starts from.
+    """
     if not job.accelerator.is_main_process:
         return Tracker(folder, is_main=False, display=None)
     from launch.engine import describe_environment
@@ -30,7 +37,7 @@ def open_tracker(folder: Path, job: "Job", resumed_step: int | None) -> "Tracker
     config = describe_config(recipe, plan, describe_environment(job.accelerator))
     tracking = job.recipe.tracking
     wish = Wish(job.recipe.report_to, tracking.project, tracking.name or job.recipe.name, config)
-    display = open_display(facts, resumed_step or 0)
+    display = open_display(facts, progress.resumed_from or 0)
     try:
         tracker = Tracker(
             folder,
@@ -38,7 +45,8 @@ def open_tracker(folder: Path, job: "Job", resumed_step: int | None) -> "Tracker
             display=display,
             wish=wish,
             limits=facts.limits,
-            resumed_step=resumed_step,
+            resumed_step=progress.resumed_from,
+            owes_evaluation=progress.is_evaluation_due,
         )
     except RunError:
         display.close()
@@ -57,6 +65,7 @@ class Tracker:
         wish: trackers beside metrics.jsonl, and what goes along with them.
         limits: what the red flags hold a run against.
         resumed_step: events after this step are cut off, as they will be written again.
+        owes_evaluation: the evaluation at that step, too, is made again.
     """
 
     def __init__(
@@ -68,6 +77,7 @@ class Tracker:
         wish: Wish | None = None,
         limits: Limits | None = None,
         resumed_step: int | None = None,
+        owes_evaluation: bool = False,
     ):
         self._display = display
         self._file = None
@@ -75,7 +85,7 @@ class Tracker:
             return
         self._flags = Flags(limits or Limits())
         path = folder / "metrics.jsonl"
-        kept, logged = _cut_events(path, resumed_step)
+        kept, logged = _cut_events(path, resumed_step, owes_evaluation=owes_evaluation)
         for event in kept:
             self._flags.warn(event)
             if display is not None:
@@ -188,8 +198,10 @@ class Stopwatch:
         return self._mark - before
 
 
-def _cut_events(path: Path, resumed_step: int | None) -> tuple[list[Event], dict[str, int]]:
-    """Keep the events up to a step; a line that a crash cut short goes too.
+def _cut_events(
+    path: Path, resumed_step: int | None, *, owes_evaluation: bool
+) -> tuple[list[Event], dict[str, int]]:
+    """Keep the events up to a step; a line that a crash cut short goes too, and an evaluation that is owed.
 
     Returns:
         Those that are kept, and the highest step by kind that was logged before.
@@ -199,19 +211,24 @@ def _cut_events(path: Path, resumed_step: int | None) -> tuple[list[Event], dict
     kept: list[Event] = []
     logged: dict[str, int] = {}
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
+    is_made_again = False
+    for line in path.read_bytes().split(b"\n"):
+        event = parse_event(line)
+        if event is None:
             continue
-        if event["kind"] in KINDS:
-            logged[event["kind"]] = max(event["step"], logged.get(event["kind"], -1))
+        kind, step = event["kind"], event["step"]
+        if kind in KINDS:
+            logged[kind] = max(step, logged.get(kind, -1))
+        if owes_evaluation and step == resumed_step:
+            is_made_again = is_made_again or kind == "eval"
+            if is_made_again and kind in _OF_EVALUATION:
+                continue
         # A checkpoint is older than a way back to it, which the run has still before it then.
-        last = (resumed_step or 0) - (event["kind"] == "rewind")
-        if resumed_step is not None and event["step"] <= last and event["kind"] != "end":
+        last = (resumed_step or 0) - (kind == "rewind")
+        if resumed_step is not None and step <= last and kind != "end":
             kept.append(event)
-            lines.append(line + "\n")
+            lines.append(line + b"\n")
     draft = path.with_suffix(".partial")
-    draft.write_text("".join(lines), encoding="utf-8")
+    draft.write_bytes(b"".join(lines))
     draft.replace(path)
     return kept, logged

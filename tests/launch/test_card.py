@@ -10,6 +10,9 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from launch.card import write_card
 from launch.cards.metadata import read_licence
+from launch.cards.sections import find_step
+from launch.events import read_events
+from launch.record import read_record
 from tests.launch.reporting.runs import HOSTILE, RECIPE, list_further, make_run
 
 
@@ -73,6 +76,20 @@ def test_the_best_model_has_the_results_of_its_own_step(tmp_path):
     run = make_run(tmp_path / "run", more=more)
     assert results_of(load(run, "best"))["Perplexity"].metric_value == 86.0
     assert results_of(load(run, "final"))["Perplexity"].metric_value == 8103.0
+
+
+def test_the_card_of_the_best_model_is_of_the_step_that_its_manifest_says(tmp_path):
+    """A later one was better, and could not be written."""
+    run = make_run(tmp_path / "run")
+    (run / "best" / "generator").mkdir(parents=True)
+    step = read_events(run / "metrics.jsonl").of("eval")[-2]["step"]
+    assert results_of(load(run, "best"))["Perplexity"].metric_value == 43.0
+    manifest = {"step": step, "files": {"model.safetensors": {}}}
+    (run / "best" / "manifest.json").write_text(json.dumps(manifest))
+    card = load(run, "best")
+    assert results_of(card)["Perplexity"].metric_value == 86.0
+    assert f"- Weights of step {step:,} of 100" in card.text
+    assert find_step(read_record(run), run / "best") == step
 
 
 def test_a_value_that_is_no_number_is_no_result(tmp_path):

@@ -174,3 +174,28 @@ def test_looking_does_not_take(tmp_path):
         assert holder.process == Process.of(os.getpid())
         assert json.loads((tmp_path / lock.NAME).read_text())["token"] == "mine"
     assert find_holders(tmp_path) == []
+
+
+def test_somebody_who_only_looks_refuses_nobody(tmp_path, monkeypatch):
+    """`find_holders` has the free lock for a moment, in which another run may want it."""
+    looks, flock = iter(range(2)), fcntl.flock
+
+    def lock_later(descriptor, kind):
+        if next(looks, None) is not None:
+            raise BlockingIOError
+        flock(descriptor, kind)
+
+    monkeypatch.setattr(fcntl, "flock", lock_later)
+    assert take(tmp_path) is None
+
+
+def test_a_lock_whose_words_cannot_be_wiped_off_is_given_back_and_the_run_ends_as_it_did(
+    tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with hold(tmp_path, "mine"):
+        monkeypatch.setattr(os, "pwrite", fail)
+    monkeypatch.undo()
+    assert find_holders(tmp_path) == []

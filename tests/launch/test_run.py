@@ -1,15 +1,18 @@
+import errno
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from launch import run
+from launch import lock, run
 from launch.command import build_command, build_environment, command_text
 from launch.hardware import find_profile, load_profiles
+from launch.liveness import Beat, write_beat
 from launch.lock import hold
 from launch.options import Options
 from launch.plan import make_plan
@@ -182,6 +185,153 @@ def test_the_second_of_several_machines_takes_no_lock(tmp_path, monkeypatch):
         assert execute(plan_with(python("pass"), nodes=2), {}, tmp_path).exit_code == 0
         monkeypatch.setenv("NODE_RANK", "0")
         assert execute(plan_with(python("pass"), nodes=2), {}, tmp_path).exit_code == 7
+
+
+@pytest.fixture
+def second_machine(monkeypatch):
+    for name, value in (("NODE_RANK", "1"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+
+
+def test_the_second_machine_changes_nothing_of_a_run_that_the_first_has_in_the_folder(
+    tmp_path, second_machine
+):
+    """It is late, or was started by mistake, with another plan perhaps."""
+    texts = {"accelerate.yaml": "the first's", "ds_config.json": "the first's"}
+    with hold(tmp_path, "the first machine"):
+        write_verdict(tmp_path, Verdict(5, "of the first"))
+        (tmp_path / "launcher.log").write_text("of the first\n")
+        for name, text in texts.items():
+            (tmp_path / name).write_text(text)
+        configs = {"accelerate.yaml": "another", "more.yaml": "missing"}
+        noisy = python("import sys; print('of the second', file=sys.stderr)")
+        verdict = execute(plan_with(noisy, nodes=2), configs, tmp_path)
+        assert verdict == read_verdict(tmp_path) == Verdict(5, "of the first")
+        assert {name: (tmp_path / name).read_text() for name in texts} == texts
+        assert (tmp_path / "more.yaml").read_text() == "missing"
+        assert (tmp_path / "launcher.log").read_text() == "of the first\nof the second\n"
+
+
+def test_the_second_machine_forgets_its_own_last_run_on_a_disk_of_its_own(tmp_path, second_machine):
+    write_verdict(tmp_path, Verdict(143, "stopped yesterday"))
+    (tmp_path / "accelerate.yaml").write_text("of yesterday")
+    (tmp_path / "launcher.log").write_text("of yesterday")
+    assert execute(plan_with(python("pass"), nodes=2), {"accelerate.yaml": "new"}, tmp_path).exit_code == 0
+    assert (tmp_path / "accelerate.yaml").read_text() == "new"
+    assert (tmp_path / "launcher.log").read_text() == ""
+
+
+def fail_with(number):
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def test_a_disk_without_room_for_the_lock_is_exit_3(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock.os, "pwrite", fail_with(errno.ENOSPC))
+    verdict = execute(plan_with(python("pass")), {}, tmp_path)
+    assert verdict.exit_code == 3
+    assert verdict.message.startswith("launch.lock.hold failed: No space left on device; the last checkpoint")
+
+
+def test_another_error_before_the_start_is_a_defect_still(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "write_configs", fail_with(errno.EACCES))
+    with pytest.raises(PermissionError):
+        execute(plan_with(python("pass")), {}, tmp_path)
+
+
+def test_a_launcher_whose_words_find_no_room_is_not_kept_waiting(tmp_path, capfdbinary):
+    """Its pipe holds 64 KiB, then it would stand until its alarm."""
+    code = "import signal, sys; signal.alarm(10); sys.stderr.write('x' * 500_000)"
+    (tmp_path / "launcher.log").symlink_to("/dev/full")
+    assert execute(plan_with(python(code)), {}, tmp_path).exit_code == 0
+    assert len(capfdbinary.readouterr().err) == 500_000
+
+
+def test_a_launcher_without_a_log_is_not_kept_waiting(tmp_path, monkeypatch, capfdbinary):
+    """The folder is read-only by now."""
+    code = "import signal, sys; signal.alarm(10); sys.stderr.write('x' * 500_000)"
+    clear = run._clear
+
+    def clear_and_spoil(configs, output):
+        clear(configs, output)
+        (output / "launcher.log").unlink()
+        (output / "launcher.log").mkdir()
+
+    monkeypatch.setattr(run, "_clear", clear_and_spoil)
+    assert execute(plan_with(python(code)), {}, tmp_path).exit_code == 0
+    assert len(capfdbinary.readouterr().err) == 500_000
+
+
+def test_a_launcher_whose_words_find_no_terminal_any_more_is_not_kept_waiting(tmp_path, monkeypatch):
+    closed = SimpleNamespace(buffer=SimpleNamespace(write=fail_with(errno.EIO)))
+    monkeypatch.setattr(run, "sys", SimpleNamespace(stderr=closed, executable=sys.executable))
+    code = "import signal, sys; signal.alarm(10); sys.stderr.write(('x' * 99 + '\\n') * 5_000)"
+    assert execute(plan_with(python(code)), {}, tmp_path).exit_code == 0
+    assert (tmp_path / "launcher.log").stat().st_size == 500_000
+
+
+def test_a_folder_that_cannot_be_read_for_a_moment_ends_no_run(tmp_path, monkeypatch):
+    look, failures = run.Watch.look, iter(range(3))
+
+    def look_later(watch):
+        if next(failures, None) is not None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return look(watch)
+
+    monkeypatch.setattr(run.Watch, "look", look_later)
+    code = "beat(0, os.getpid()); time.sleep(1.5); write_verdict(folder, Verdict(143, 'saved'))"
+    assert execute(ranks(tmp_path, code), {}, tmp_path) == Verdict(143, "saved")
+
+
+def test_ranks_whose_files_cannot_be_read_any_more_are_remembered(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "_WORD_SECONDS", 0.5)
+    execution = run._Execution(python("pass"), dict(os.environ), tmp_path, "run", 1)
+    execution.process.communicate()
+    own = Process.of(os.getpid())
+    write_beat(tmp_path, Beat(0, own, "run", "step", 41))
+    assert execution._find_ranks() == [own]
+    monkeypatch.setattr(run, "read_beats", fail_with(errno.ESTALE))
+    assert execution._find_ranks() == [own]
+
+
+def test_files_of_ranks_that_cannot_be_taken_away_change_no_verdict(tmp_path, monkeypatch):
+    cleared, clear = [], run.clear_beats
+
+    def clear_once(folder):
+        cleared.append(folder)
+        return clear(folder) if len(cleared) == 1 else fail_with(errno.EROFS)()
+
+    monkeypatch.setattr(run, "clear_beats", clear_once)
+    assert execute(plan_with(python("pass")), {}, tmp_path).exit_code == 0
+    assert len(cleared) == 2
+
+
+def test_a_lost_rank_is_named_without_the_launchers_log_too(tmp_path):
+    code = (
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "(folder / 'launcher.log').unlink()\n"
+        "beat(1, child.pid); time.sleep(0.5); child.kill(); child.wait(); sys.exit(1)"
+    )
+    verdict = execute(ranks(tmp_path, code), {}, tmp_path)
+    assert verdict.exit_code == 6
+    assert "ended without a word in step 41" in verdict.message
+
+
+def test_a_silent_rank_is_ended_on_a_full_disk_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("MASKWRIGHT_RANK_TIMEOUT", "1")
+    monkeypatch.setattr(run, "_WORD_SECONDS", 0.5)
+    monkeypatch.setattr(run, "write_verdict", fail_with(errno.ENOSPC))
+    code = (
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(20)'],"
+        " start_new_session=True)\n"
+        "beat(0, child.pid); (folder / f'ended by {-child.wait()}').touch()"
+    )
+    verdict = execute(ranks(tmp_path, code), {}, tmp_path)
+    assert (tmp_path / "ended by 9").exists()
+    assert verdict.exit_code == 6
+    assert "rank 0 has not been heard of" in verdict.message
 
 
 def test_a_rank_that_is_killed_is_named_with_the_signal_that_its_launcher_tells(tmp_path, capfd):

@@ -14,10 +14,12 @@ from rich.console import Console
 from torch import nn
 
 from data_pipes.feed import StepBatch
+from launch import step, train
 from launch.events import read_events
 from launch.objective import Term
 from launch.progress import Progress
-from launch.step import check_update, take_step
+from launch.schedule import Cadence
+from launch.step import Outcome, check_update, take_step
 from launch.train import log_end, log_step
 from launch.verdict import RunError
 from launch.watching.display import LivePanel, PlainLines
@@ -198,6 +200,53 @@ def test_a_step_that_deepspeed_skipped_has_no_norm_of_its_own(accelerator):
     outcomes = [take_step(job, batch_of(1.0)) for _ in range(3)]
     assert [outcome.is_skipped for outcome in outcomes] == [False, True, False]
     assert [outcome.grad_norm for outcome in outcomes] == [1.5, None, 1.5]
+
+
+@pytest.mark.parametrize(("back_at", "wanted"), [(None, [6, 9]), (5, [4, 8])])
+def test_a_save_that_is_due_while_steps_are_skipped_is_made_at_the_first_that_is_not(
+    back_at, wanted, monkeypatch
+):
+    """It is due at every fourth; from step 5 the run may go back to 2, where none is owed."""
+    skipped, saved, last = (4, 5, 8), [], []
+    outcomes = iter(range(1, 100))
+
+    def take(*_):
+        is_skipped = next(outcomes) in skipped
+        return Outcome({"loss": 1.0}, 1, 1, 1, 1, 1, None, 0.1, False, is_skipped=is_skipped)
+
+    def follow(progress, _):
+        nonlocal back_at
+        if progress.step != back_at:
+            return progress
+        back_at = None
+        return Progress(step=2)
+
+    monkeypatch.setattr(step, "begin_step", lambda *_: None)
+    monkeypatch.setattr(step, "take_step", take)
+    monkeypatch.setattr(train, "evaluate_and_keep_best", lambda job, progress, *_: progress)
+    monkeypatch.setattr(train, "log_step", lambda *_: None)
+    saver: Any = SimpleNamespace(
+        look=lambda: None,
+        save=lambda progress: saved.append(progress.step),
+        save_last=lambda progress: last.append(progress.step),
+    )
+    course: Any = SimpleNamespace(take=lambda _: None, follow=follow)
+    job: Any = SimpleNamespace(
+        recipe=SimpleNamespace(
+            evaluation=SimpleNamespace(every=100),
+            checkpoint=SimpleNamespace(every=4),
+            logging=SimpleNamespace(every=100),
+            conditions=(),
+        ),
+        plan=SimpleNamespace(
+            num_steps=12,
+            rate_schedule=lambda _: SimpleNamespace(at=lambda _: 0.1),
+            cadence=lambda every: Cadence(every, 1, 1),
+        ),
+    )
+    tracker: Any = None
+    train.train(job, Progress(), tracker, saver, course)
+    assert (saved, last) == (wanted, [12])
 
 
 def log_with(progress, monkeypatch):

@@ -372,6 +372,40 @@ def test_a_checkpoint_that_everyone_may_change_is_refused(tmp_path):
         check_shards(tmp_path)
 
 
+def test_a_link_to_a_folder_inside_is_refused_and_what_lies_behind_it_never_opened(canary, tmp_path):
+    behind, engine = tmp_path / "behind", tmp_path / "engine"
+    behind.mkdir()
+    engine.mkdir()
+    torch.save(list_payloads(canary)["system"], behind / "mp_rank_00_model_states.pt")
+    (engine / "state").symlink_to(behind)
+    with pytest.raises(ValueError, match="state is a link"):
+        check_shards(engine)
+    assert not canary.exists()
+
+
+def test_a_folder_inside_that_everyone_may_change_or_that_is_another_users_is_refused(tmp_path, monkeypatch):
+    inner = tmp_path / "state"
+    inner.mkdir()
+    torch.save({}, inner / "a.pt")
+    check_shards(tmp_path)
+    inner.chmod(0o777)
+    with pytest.raises(ValueError, match="everyone may write to .*state"):
+        check_shards(tmp_path)
+    inner.chmod(0o700)
+    monkeypatch.setattr(trust.os, "geteuid", lambda: 4711)
+    monkeypatch.setattr(Path, "lstat", lambda path: give_away(path, 4712 if path == inner else 4711))
+    with pytest.raises(ValueError, match="state belongs to another user"):
+        check_shards(tmp_path)
+    monkeypatch.setattr(trust.os, "geteuid", lambda: 0)
+    check_shards(tmp_path)  # root may open anybody's
+
+
+def give_away(path, owner):
+    """What `lstat` would say of a path that is another user's."""
+    found = path.stat(follow_symlinks=False)
+    return os.stat_result((*found[:4], owner, *found[5:]))
+
+
 def test_a_checkpoint_of_another_user_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
     (tmp_path / "own").mkdir()

@@ -1,9 +1,11 @@
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from launch.checkpoints import manifest
-from launch.checkpoints.choice import Damage, Start, choose_start, tidy_folder
+from launch.checkpoints import choice, manifest
+from launch.checkpoints.choice import Damage, Start, choose_start, find_start, take_up, tidy_folder
 from launch.checkpoints.manifest import (
     commit_checkpoint,
     commit_model,
@@ -13,7 +15,9 @@ from launch.checkpoints.manifest import (
     read_manifest,
     seal_draft,
 )
+from launch.recipe_file import read_recipe, resolved_yaml
 from launch.verdict import RunError
+from tests.saved_job import at, make_job, open_saver
 
 
 def write_draft(place, step):
@@ -155,6 +159,86 @@ def test_a_new_folder_starts_fresh_and_never_refuses_an_old_one(tmp_path):
         choose_start(tmp_path, "never")
     with pytest.raises(RunError, match="no whole checkpoint"):
         choose_start(tmp_path, str(tmp_path / "checkpoint-6"))
+
+
+def finish(folder, step, reason="steps"):
+    """What a run that is over leaves, its checkpoints apart."""
+    commit_model(write_draft(folder / "final", step), folder / "final")
+    lines = [{"kind": "train", "step": step, "loss": 1.0}, {"kind": "end", "step": step, "reason": reason}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def ask(folder, num_steps, *overrides, resume="auto", rank=0):
+    recipe = read_recipe("canine-tiny-domains-char", [f"training.max_steps={num_steps}", *overrides])
+    request: Any = SimpleNamespace(output=folder, resume=resume, recipe=recipe, accepted=())
+    rest: Any = SimpleNamespace(rank=rank, num_steps=num_steps, manifest={"key": "0"})
+    return request, rest, rest, rest
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("has_recipe", [True, False])
+def test_a_run_that_is_over_is_done_without_its_checkpoints_too(has_recipe, rank, tmp_path):
+    finish(tmp_path, 20)
+    if has_recipe:
+        (tmp_path / "recipe.resolved.yaml").write_text(resolved_yaml(ask(tmp_path, 20)[0].recipe))
+    assert find_start(*ask(tmp_path, 20, rank=rank)) == (Start(), True)
+
+
+def test_a_run_that_is_over_is_not_done_under_another_recipe(tmp_path):
+    finish(tmp_path, 20)
+    (tmp_path / "recipe.resolved.yaml").write_text(resolved_yaml(ask(tmp_path, 20)[0].recipe))
+    with pytest.raises(RunError, match=r"training.seed: was .*, is 77") as caught:
+        find_start(*ask(tmp_path, 20, "training.seed=77"))
+    assert caught.value.verdict.exit_code == 4
+
+
+def test_a_run_that_is_over_and_has_no_checkpoint_goes_no_further_and_loses_nothing(tmp_path):
+    finish(tmp_path, 20)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for _ in range(2):
+        with pytest.raises(RunError, match=r"over and no checkpoint of it .* name another --out") as caught:
+            find_start(*ask(tmp_path, 30))
+        assert caught.value.verdict.exit_code == 4
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    # Rank 0 alone looks, and ends the others.
+    assert find_start(*ask(tmp_path, 30, rank=1)) == (Start(), False)
+    place = make_checkpoint(tmp_path, 20)
+    assert find_start(*ask(tmp_path, 30)) == (Start(place), False)
+
+
+def test_a_later_best_model_of_a_course_that_was_left_is_set_aside_and_no_other_is(tmp_path):
+    make_checkpoint(tmp_path, 10)
+    for step, is_other, is_left in ((15, False, False), (10, True, False), (15, True, True)):
+        commit_model(write_draft(tmp_path / "best", step), tmp_path / "best")
+        events = tidy_folder(tmp_path, Start(tmp_path / "checkpoint-10"), 10, is_other_course=is_other)
+        assert (tmp_path / "best").exists() is not is_left
+        assert len(events) == is_left
+    (left,) = tmp_path.glob("left-best-*")
+    assert read_manifest(left)["step"] == 15
+    assert f"best is of step 15 of a course that the run has left: set aside as {left.name}" in str(events)
+
+
+@pytest.mark.parametrize(
+    ("is_named", "override", "is_left"),
+    [
+        (False, "logging.every=7", False),
+        (False, "evaluation.every=7", True),
+        (True, "logging.every=7", True),
+    ],
+)
+def test_a_start_by_hand_or_under_a_changed_recipe_is_another_course(
+    is_named, override, is_left, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(choice, "write_run_files", lambda *_: None)
+    with open_saver(tmp_path) as saver:
+        saver.save_last(at(1))
+        saver.keep_best(at(2))
+    place = tmp_path / "checkpoint-1"
+    request: Any = SimpleNamespace(output=tmp_path, resume=str(place) if is_named else "auto", accepted=())
+    progress, events = take_up(make_job(override), Start(place), request)
+    assert progress.step == 1
+    assert (tmp_path / "best").exists() is not is_left
+    assert len(events) == is_left
 
 
 def test_drafts_and_strangers_are_no_checkpoints(tmp_path):

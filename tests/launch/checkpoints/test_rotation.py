@@ -6,11 +6,12 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launch import fault
-from launch.checkpoints import rotation
+from launch.checkpoints import removal, rotation
 from launch.checkpoints.choice import choose_start, tidy_folder
 from launch.checkpoints.manifest import (
     commit_checkpoint,
@@ -174,18 +175,49 @@ def test_an_error_in_removing_is_told_and_swept_at_the_next_start(tmp_path, monk
 def test_a_sweep_takes_drafts_and_trash_and_nothing_else(tmp_path):
     gone = (
         ".checkpoint-8.partial", ".checkpoint-8.0a1b2c3d.partial", ".best.partial", ".final.01234567.partial",
-        ".trash-checkpoint-3-00ff00ff", ".trash-best.old-1",
+        ".trash-checkpoint-3-00ff00ff", ".trash-best.old-01234567", ".trash-final.old-01234567",
+        ".trash-checkpoint-3.0a1b2c3d.partial-00ff00ff", ".trash-best.0a1b2c3d.partial-00ff00ff",
     )  # fmt: skip
-    kept = (".git", ".checkpoint-8.old", ".mine.partial", ".lock", "checkpoint-8", ".best.old")
+    kept = (
+        ".git", ".checkpoint-8.old", ".mine.partial", ".lock", "checkpoint-8", ".best.old", ".trash-mine",
+        ".trash-2024", ".trash-mine-00ff00ff", ".trash-checkpoint-3", ".trash-checkpoint-3-00ff00ff.tar",
+        ".trash-best-00ff00ff",
+    )  # fmt: skip
     for name in (*gone, *kept):
         (tmp_path / name).mkdir()
     outside = tmp_path.parent / "outside"
     outside.mkdir()
     (outside / "precious").write_text("kept")
-    (tmp_path / ".trash-link").symlink_to(outside)
+    (tmp_path / ".trash-checkpoint-4-00ff00ff").symlink_to(outside)
     assert sweep_leftovers(tmp_path) == []
     assert {path.name for path in tmp_path.iterdir()} == set(kept)
     assert (outside / "precious").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "checkpoint-3",
+        ".best.old",
+        ".final.old",
+        *(f".{kind}.partial" for kind in ("checkpoint-3", "best", "final")),
+    ],
+)
+def test_what_is_removed_and_was_in_use_is_swept_under_the_name_that_it_got(name, tmp_path, monkeypatch):
+    place = tmp_path / name
+    if name.endswith(".partial"):
+        place = name_draft(tmp_path / name.removesuffix(".partial").lstrip("."))
+    place.mkdir()
+
+    def fail(place):
+        raise PermissionError(f"{place} is busy")
+
+    monkeypatch.setattr(removal, "remove_draft", fail)
+    assert "is busy" in (removal.discard(place) or "")
+    monkeypatch.undo()
+    assert [path.name.startswith(".trash-") for path in tmp_path.iterdir()] == [True]
+    assert sweep_leftovers(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_draft_that_cannot_be_swept_stops_nothing(tmp_path, monkeypatch):

@@ -373,13 +373,80 @@ def test_a_best_model_that_fails_leaves_the_older_one_and_at_the_end_it_is_an_er
     fault.arm("point=before_manifest,action=enospc")
 
     def act(saver):
-        saver.keep_best(at(3))
-        saver.save_last(at(3))
+        saver.keep_best(at(3, best_step=3))
+        saver.save_last(at(4, best_step=3))
+        saver.keep_final(at(4, best_step=3))
 
     with pytest.raises(RunError, match="best could not be written") as caught:
         act_in(open_saver(tmp_path), act)
     assert caught.value.verdict.exit_code == 3
-    assert whole_steps(tmp_path) == [3]
+    assert whole_steps(tmp_path) == [4]
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+@pytest.mark.parametrize("extra", [(), (AT_ONCE,)])
+def test_a_best_model_that_was_lost_long_ago_is_an_error_at_the_end_once_the_final_one_is_there(
+    extra, is_resumed, tmp_path
+):
+    saver = open_saver(tmp_path, *extra)
+    saver.keep_best(at(1, best_step=1))
+    saver.settle()
+    fault.arm("point=before_rename,action=enospc")
+    saver.keep_best(at(2, best_step=2))
+    saver.settle()
+    last = at(4, best_step=2)
+    saver.save_last(last)
+    if is_resumed:  # the next start knows of it from the manifest alone
+        saver.__exit__(None)
+        saver = open_saver(tmp_path, *extra)
+    for _ in range(2 if is_resumed else 1):
+        with pytest.raises(RunError, match=r"final is written; .*best could not be written") as caught:
+            saver.keep_final(last)
+        assert caught.value.verdict.exit_code == 3
+        assert "it is still of step 1. Move it away, and the same command" in str(caught.value)
+    saver.__exit__(None)
+    assert [find_damage(tmp_path / name) for name in ("best", "final", "checkpoint-4")] == [None] * 3
+    assert (read_manifest(tmp_path / "best")["step"], read_manifest(tmp_path / "final")["step"]) == (1, 4)
+    (tmp_path / "best").rename(tmp_path / "moved")
+    with open_saver(tmp_path, *extra) as again:
+        again.keep_final(last)
+
+
+def test_a_first_best_model_that_was_lost_is_an_error_at_the_end_too(tmp_path):
+    fault.arm("point=before_rename,action=enospc")
+    with open_saver(tmp_path) as saver:
+        saver.keep_best(at(2, best_step=2))
+        saver.save_last(at(4, best_step=2))
+        with pytest.raises(RunError, match="there is no older one; the same command ends the run"):
+            saver.keep_final(at(4, best_step=2))
+    assert find_damage(tmp_path / "final") is None
+
+
+def test_a_best_model_that_could_not_be_written_and_is_the_last_one_is_written_at_the_end(tmp_path):
+    with open_saver(tmp_path) as saver:
+        saver.keep_best(at(1, best_step=1))
+        saver.settle()
+        fault.arm("point=before_rename,action=enospc")
+        saver.keep_best(at(2, best_step=2))
+        saver.save_last(at(2, best_step=2))
+        assert read_manifest(tmp_path / "best")["step"] == 1
+        saver.keep_final(at(2, best_step=2))
+    assert read_manifest(tmp_path / "best")["step"] == 2
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("best", "final")]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+@pytest.mark.parametrize("extra", [(), (AT_ONCE,)])
+def test_a_save_that_runs_out_of_memory_is_one_that_failed(extra, tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(writer, "write_state", fail)
+    with open_saver(tmp_path, *extra, notes=(notes := Notes())) as saver:
+        saver.save(at(1))
+    assert [event["reason"] for event in notes.of("save_failed")] == ["MemoryError"]
+    assert whole_steps(tmp_path) == []
+    assert hidden(tmp_path) == []
 
 
 def test_what_a_full_disk_shows_as_in_torch_is_a_failed_save_too(tmp_path, monkeypatch):
