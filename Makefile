@@ -45,7 +45,7 @@ test-slow: setup  ## more of what takes long: CI runs these too
 test-long: setup  ## every further way and signal (half an hour), not in CI
 	$(BIN)/python -m pytest -m "long and not gpu" $(ARGS)
 
-test-mutations: setup  ## take guards away one by one (ARGS= names them): their tests must turn red
+test-mutations: setup  ## take guards away one by one (ARGS="PATTERN... -j 2"): their tests must turn red
 	$(BIN)/python -m tests.mutate $(ARGS)
 
 check: setup  ## format, lint, types, tests

@@ -5,7 +5,7 @@ The planning half imports no torch and answers in a second:
     recipe, recipe_data     what a job is: the schema
     recipe_check            every problem of a recipe at once
     recipe_file             find, extend, override; strict_yaml reads
-    recipe_change           what a resume may find changed
+    recipe_change, recipe_policy   what a resume may find changed, key by key
     hardware, sharding      profiles (profiles.yaml); what DeepSpeed splits and offloads
     steps, schedule         the length of a run; rates and cadences as functions of the step
     plan                    recipe + profile + corpus -> every derived number

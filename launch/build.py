@@ -126,9 +126,8 @@ def build_job(recipe: Recipe, plan: Plan, profile: Profile, store: Store) -> Job
     # From here on the generators serve dropout only; ranks must not drop the same units.
     torch.manual_seed(recipe.training.seed + accelerator.process_index)
     layout = build_layout(recipe, tokenizer, store, is_cut=(plan.accumulation or 1) > 1)
-    seed = recipe.training.seed
     ranks = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
-    shared = {"layout": layout, "seed": seed, **ranks}
+    shared = {"layout": layout, **ranks}
     return Job(
         recipe=recipe,
         plan=plan,
@@ -143,6 +142,7 @@ def build_job(recipe: Recipe, plan: Plan, profile: Profile, store: Store) -> Job
             store.train,
             order=build_order(recipe, store),
             masking=build_masking(recipe, tokenizer, store),
+            seed=recipe.training.seed,
             global_batch=plan.global_batch,
             micro_batch=plan.micro_batch,
             **shared,
@@ -150,6 +150,7 @@ def build_job(recipe: Recipe, plan: Plan, profile: Profile, store: Store) -> Job
         frozen=FrozenBatches(
             store.evaluation,
             masking=build_masking(recipe, tokenizer, store, is_frozen=True),
+            seed=recipe.evaluation.seed,
             micro_batch=plan.evaluation_batch,
             is_even=plan.zero_stage == 3,
             **shared,

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def read_events(path: Path) -> Events:
     if tail is not None:
         rows.append(tail)
     return Events(
-        _keep_later(rows),
+        keep_later(rows),
         len(parsed) - sum(e is not None for e in parsed),
         bool(last.strip()) and tail is None,
     )
@@ -107,7 +108,8 @@ def parse_event(line: bytes) -> Event | None:
     return {**event, "step": step}
 
 
-def _keep_later(rows: list[Event]) -> list[Event]:
+def keep_later(rows: Iterable[Event]) -> list[Event]:
+    """Of an event that was logged twice the later one, and none of a course that was left (`read_events`)."""
     kept: dict[tuple, Event] = {}
     for index, event in enumerate(rows):
         kind, step = event["kind"], event["step"]

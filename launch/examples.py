@@ -63,7 +63,7 @@ def log_examples(job: "Job", tracker: "Tracker", step: int) -> None:
     if not job.accelerator.is_main_process and job.plan.zero_stage != 3:
         return
     masking = build_masking(job.recipe, job.tokenizer, job.store, is_frozen=True)
-    seed = job.recipe.training.seed
+    seed = job.recipe.evaluation.seed
     rows = FrozenPass(job.store.evaluation, masking, seed)
     chosen = choose_rows(np.asarray(rows.lengths), seed)
     layout = build_layout(job.recipe, job.tokenizer, job.store)

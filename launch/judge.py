@@ -9,6 +9,7 @@ from data_pipes.feed import FrozenBatches
 from launch.build import build_layout, build_masking, build_metrics, build_tokenizer
 from launch.console import prepare_with_progress, print_table
 from launch.evaluate import PairScore, Score, evaluate
+from launch.events import to_plain
 from launch.judging.fit import check_characters, check_pieces
 from launch.judging.passes import Runner
 from launch.objective import read_pair
@@ -17,6 +18,7 @@ from launch.recipe import Recipe
 from launch.terminal import Console, to_json
 from launch.verdict import REQUEST, RunError
 from launch.watching.display import describe_pair
+from launch.watching.panel import show_finite
 from modeling import hf
 from modeling.pair import list_parts
 
@@ -40,17 +42,20 @@ def judge(model: Path, recipe: Recipe, *, as_json: bool) -> int:
     score, further = judge_folder(folder, recipe)
     if as_json:
         found = {"model": str(folder), "recipe": recipe.name, **score.as_dict(), **further}
-        print(to_json(found))  # noqa: T201
+        print(to_json(to_plain(found)))  # noqa: T201
         return 0
     console = Console(highlight=False, soft_wrap=True)
     console.print(
-        f"{folder}: loss {score.loss:.4f}  perplexity {score.perplexity:,.2f}  "
+        f"{folder}: loss {show_finite(score.loss, '.4f')}  "
+        f"perplexity {show_finite(score.perplexity, ',.2f')}  "
         f"accuracy {score.accuracy:.1%}  on {score.num_targets:,} targets of {recipe.name}"
     )
     if isinstance(score, PairScore):
         console.print(f"discriminator: {describe_pair(score.as_dict())}")
     if further:
-        print_table(["metric", "value"], [(name, f"{value:,.6g}") for name, value in further.items()])
+        print_table(
+            ["metric", "value"], [(name, show_finite(value, ",.6g")) for name, value in further.items()]
+        )
     return 0
 
 
@@ -87,7 +92,7 @@ def judge_folder(folder: Path, recipe: Recipe) -> tuple[Score, dict[str, float]]
         store.evaluation,
         layout=layout,
         masking=build_masking(recipe, tokenizer, store, is_frozen=True),
-        seed=recipe.training.seed,
+        seed=recipe.evaluation.seed,
         micro_batch=_ROWS_AT_ONCE,
     )
     suite = build_metrics(recipe, store, tokenizer, Runner(layout, _ROWS_AT_ONCE, device))

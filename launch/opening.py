@@ -1,10 +1,12 @@
 """The opening of a run: what is known before the first step, and samples filled before and after."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_pipes import yardsticks
+from data_pipes.files import hash_stream
 from data_pipes.masking import describe_rate
 from launch.build import build_masking, count_classes
 
@@ -64,8 +66,20 @@ def _log_data(job: "Job", tracker: "Tracker") -> None:
         num_evaluation_rows=evaluation["num_rows"],
         dropped=manifest["dropped"],
         read={key: value for key, value in manifest["input"].items() if key != "examples"},
+        key=manifest["key"],
+        tokenizer_sha256=_hash_tokenizer(job),
         message=f"data: {train['num_rows']:,} training rows, {evaluation['num_rows']:,} evaluation rows",
     )
+
+
+def _hash_tokenizer(job: "Job") -> str | None:
+    """SHA-256 of the tokenizer.json that cut the rows; None: there is none, as for characters."""
+    folder = job.store.tokenizer_folder
+    path = None if folder is None else Path(folder) / "tokenizer.json"
+    if path is None or not path.exists():
+        return None
+    with path.open("rb") as file:
+        return hash_stream(file)
 
 
 def _find_rows(job: "Job") -> "StoredRows":
@@ -123,7 +137,7 @@ def _log_yardsticks(job: "Job", tracker: "Tracker") -> None:
         _find_rows(job),
         job.store.evaluation,
         masking=build_masking(job.recipe, job.tokenizer, job.store, is_frozen=True),
-        seed=job.recipe.training.seed,
+        seed=job.recipe.evaluation.seed,
         num_classes=count_classes(job.recipe, job.tokenizer, job.store),
     )
     for name, score in scores.items():

@@ -1,61 +1,22 @@
 """What changed in a recipe since a checkpoint was written, and whether the run may go on under it.
 
 Recipes are compared by what they mean: defaults filled in, values that stand for another one resolved, the
-order of keys left aside. Each key of the schema has one policy (a test walks the schema):
-
-- free: it does not touch the weights (logging, keeping, what is printed).
-- recorded: the run goes on and the change is written down. `longer` is one for which only a longer run is.
-- content: a place of data, judged by the fingerprint of what lies there.
-- flagged: the rest of the run differs, but it is still one run: `--accept-changes KEY` is wanted.
-- fixed: with another value it is another run. The optimizer's own numbers are fixed too, as a checkpoint
-  brings them along and the recipe's would be ignored without a word (DeepSpeed's clipping as well).
+order of keys left aside. What a change of a key means has a module of its own, `recipe_policy`.
 """
 
 import difflib
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from launch.recipe import Recipe
-from launch.recipe_check import check_recipe
+from launch.recipe_check import Problem, check_recipe
+from launch.recipe_policy import POLICIES, Policy, find_policy, take_stricter
 from launch.redaction import show_value
 from launch.verdict import REQUEST, RESUME, RunError
 
-Policy = Literal["free", "recorded", "longer", "content", "flagged", "fixed"]
-
-_POLICIES: dict[Policy, str] = {
-    "free": """name description licence extends evaluation.samples checkpoint.every checkpoint.keep
-        checkpoint.in_background checkpoint.on_failure checkpoint.max_failures
-        logging.every report_to tracking.project tracking.name data.sources.*.licence
-        training.rank_timeout_seconds
-        training.max_skipped_in_a_row""",
-    "recorded": """evaluation.every evaluation.metrics stopping training.spikes training.deterministic
-        data.expected_tokens data.expected_rows""",
-    "longer": "training.max_steps training.epochs",
-    "content": "data.sources.*.path data.normalize.*.file tokenizer.source tokenizer.extend.terms",
-    "flagged": "training.learning_rate training.schedule training.warmup_steps precision",
-    "fixed": """model.family model.source model.config model.dropout tokenizer.kind tokenizer.vocab_size
-        tokenizer.extend.version tokenizer.extend.first_phase
-        data.sources.*.split data.sources.*.weight data.sources.*.kind
-        data.sources.*.unit data.sources.*.text_key data.sources.*.group_key data.sources.*.delimiter
-        data.sources.*.package data.sources.*.version data.sources.*.sha256 data.sources.*.member
-        data.sources.*.format data.sources.*.list_key data.sources.*.name data.sources.*.revision
-        data.sources.*.dataset_split data.sources.*.streaming data.row_length data.evaluation_share
-        data.packing data.limit data.clean.*.kind data.clean.*.form data.clean.*.max_length
-        data.clean.*.min_repeats data.clean.*.min data.clean.*.max data.clean.*.characters data.clean.*.to
-        data.normalize.*.kind data.near_duplicates.threshold data.near_duplicates.shingle
-        data.near_duplicates.unit data.near_duplicates.across_splits data.bad_input.policy
-        data.bad_input.max_bad_share data.streaming data.shard_rows objective.kind objective.masking.kind
-        objective.masking.rate objective.masking.replace objective.masking.mean_span
-        objective.masking.max_span objective.masking.public_suffix objective.masking.terms.path
-        objective.masking.terms.factor objective.generator.num_hidden_layers objective.generator.share
-        objective.discriminator_weight objective.temperature training.global_batch training.betas
-        training.eps training.weight_decay training.max_grad_norm training.seed evaluation.rate
-        evaluation.best""",
-}
-POLICIES: dict[str, Policy] = {key: policy for policy, keys in _POLICIES.items() for key in keys.split()}
 CHANGES = "changes.jsonl"
 _ABSENT = object()
 
@@ -169,17 +130,20 @@ def find_changes(then: Recipe, now: Recipe, accepted: Collection[str] = ()) -> l
         whole = _find_whole(path, old if before is _ABSENT else new if after is _ABSENT else None)
         key, policy = ".".join(whole), find_policy(path)
         if key in found:
-            policy = max(policy, found[key].policy, key=list(_POLICIES).index)
+            policy = take_stricter(policy, found[key].policy)
         found[key] = Change(key, _take(old, whole), _take(new, whole), policy, key in accepted)
     return list(found.values())
 
 
-def find_policy(path: Iterable[str]) -> Policy:
-    """The policy of a key path, else of a section that it is in; of an unknown key the strictest."""
-    parts = ["*" if part.isdigit() else part for part in path]
-    heads = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
-    found: list[Policy] = [POLICIES[head] for head in heads if head in POLICIES]
-    return found[0] if found else "fixed"
+def read_kept(values: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem]]:
+    """A recipe that a run keeps, in a checkpoint or in its folder, as it was meant; None: with what is wrong.
+
+    Before there was `evaluation.seed`, the masks of the evaluation were drawn with `training.seed`.
+    """
+    evaluation, training = values.get("evaluation"), values.get("training")
+    if isinstance(evaluation, dict) and isinstance(training, dict) and "seed" in training:
+        values = {**values, "evaluation": {"seed": training["seed"], **evaluation}}
+    return check_recipe(dict(values))
 
 
 def record_changes(folder: Path, step: int, changes: Iterable[Change]) -> None:
@@ -200,7 +164,7 @@ def record_changes(folder: Path, step: int, changes: Iterable[Change]) -> None:
 
 def _read_then(state: dict[str, Any], place: Path) -> Recipe:
     kept = state.get("recipe")
-    recipe, problems = check_recipe(kept) if isinstance(kept, dict) else (None, [])
+    recipe, problems = read_kept(kept) if isinstance(kept, dict) else (None, [])
     if recipe is None:
         reasons = "; ".join(map(str, problems)) or "it holds none"
         raise RunError(

@@ -17,6 +17,9 @@ class Evaluation(Part):
     """Steps, or `epoch`."""
     rate: Rate | None = None
     """Mask rate of the evaluation rows; null: the training rate."""
+    seed: int = Field(42, ge=0, lt=2**63)
+    """Of all that is drawn for evaluations: masks, spans, occurrences of terms, examples of probes. Runs that
+    differ in `training.seed` are judged on the same targets."""
     metrics: MetricsChoice = ["loss", "perplexity", "accuracy"]
     """A list: nothing more is measured than these three, which are always logged. A mapping: what is measured
     beside them, and logged as `eval/<corpus>/<metric>`."""

@@ -168,28 +168,34 @@ def list_figures(evaluation: Evaluation, data: Data | None, is_pair: bool) -> li
     wanted = evaluation.metrics
     if not isinstance(wanted, Metrics):
         return names
-    found: list[tuple[str, Figures]] = [
-        ("main", ["accuracy_top5"]),
-        ("main/recovery", ["exact"]),
-        ("main/recovery/*", ["exact"]),
-    ]
+    found: list[tuple[str, Figures]] = _list_corpus("main", ["accuracy_top5"], wanted)
     if data is not None and len(data.sources) > 1:
         found += [(name, _ALL) for name in name_corpora(data.sources)]
-    if wanted.rare_words:
-        found.append(("main/rare_words/*", [*_GROUP, "word_perplexity"]))
-    if wanted.names:
-        found += [(f"main/names/{kind}/*", _GROUP) for kind in ("place", "length", "suffix", "part")]
-    if wanted.names and wanted.names.max_span:
-        found.append(("main/names/span/*", ["exact", "exact_low", "exact_high", "perplexity"]))
     if wanted.general:
-        found.append(("general", _ALL))
-    if wanted.terms:
-        places = ["main/terms", *(f"main/terms/{name}" for name in wanted.terms.lists)]
-        found += [(place, [*_BOUNDED, "term_perplexity", "exact"]) for place in places]
-    if wanted.pseudo:
-        found.append(("main/pseudo", [*_BOUNDED, "bits_per_character", "accuracy", "exact"]))
+        found += _list_corpus("general", _ALL, wanted)
     found += [(f"main/probes/{probe.name}", ["accuracy", "macro_f1"]) for probe in wanted.probes]
     return [*names, *(f"eval/{place}/{figure}" for place, figures in found for figure in figures)]
+
+
+def _list_corpus(place: str, figures: Figures, wanted: Metrics) -> list[tuple[str, Figures]]:
+    """The figures of a corpus; `figures` are those of all its targets together."""
+    found: list[tuple[str, Figures]] = [
+        (place, figures),
+        (f"{place}/recovery", ["exact"]),
+        (f"{place}/recovery/*", ["exact"]),
+    ]
+    if wanted.rare_words:
+        found.append((f"{place}/rare_words/*", [*_GROUP, "word_perplexity"]))
+    if wanted.names:
+        found += [(f"{place}/names/{kind}/*", _GROUP) for kind in ("place", "length", "suffix", "part")]
+    if wanted.names and wanted.names.max_span:
+        found.append((f"{place}/names/span/*", ["exact", "exact_low", "exact_high", "perplexity"]))
+    if wanted.terms:
+        parts = ["", *(f"/{name}" for name in wanted.terms.lists)]
+        found += [(f"{place}/terms{part}", [*_BOUNDED, "term_perplexity", "exact"]) for part in parts]
+    if wanted.pseudo:
+        found.append((f"{place}/pseudo", [*_BOUNDED, "bits_per_character", "accuracy", "exact"]))
+    return found
 
 
 def suggest(metric: str, known: Iterable[str]) -> str:

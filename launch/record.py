@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from launch.events import Event, Events, number, read_events
 from launch.figure import show_number, show_ratio, show_share
 from launch.recipe_stopping import find_best_rule
+from launch.redaction import show
 from launch.strict_yaml import StrictYamlError, load_yaml
+from launch.verdict import DONE, HELD, STOPPED, Verdict, read_verdict
 
 YARDSTICKS = {"unigram": "the unigram table", "neighbours": "the neighbour table"}
 _DONE = ("steps", "patience", "done", "finished")
@@ -27,6 +30,7 @@ class Record:
     command: str
     environment: dict[str, Any]
     gaps: list[str] = field(default_factory=list)
+    verdict: Verdict | None = None
 
     @property
     def name(self) -> str:
@@ -64,6 +68,24 @@ class Record:
         known = [(name, value) for name, value in named.items() if value is not None and 0 < value < math.inf]
         return sorted(known, key=lambda item: -item[1])
 
+    @property
+    def targets(self) -> tuple | None:
+        """What tells sets of evaluation targets apart: their number, the yardsticks. None: no evaluation."""
+        last = self.evaluation()
+        return None if last is None else (number(last, "num_targets"), *self.yardsticks())
+
+    @property
+    def failure(self) -> str:
+        """Why the last start in the folder failed, in words; empty where it did not, or did not say."""
+        if self.verdict is None or self.verdict.exit_code in (DONE, HELD, STOPPED):
+            return ""
+        return f"failed, exit {self.verdict.exit_code}: {self.verdict.message}"
+
+
+def are_same_targets(sets: Iterable[tuple | None]) -> bool:
+    """Whether all that were evaluated were judged on the same targets (see `Record.targets`)."""
+    return len(set(sets) - {None}) <= 1
+
 
 def read_record(folder: Path) -> Record:
     """Read a run folder, whole or not.
@@ -89,6 +111,7 @@ def read_record(folder: Path) -> Record:
         command=_read_text(folder / "command.txt", gaps).strip(),
         environment=_read_json(folder / "environment.json", gaps),
         gaps=gaps,
+        verdict=_read_verdict(folder, gaps),
     )
     gaps.extend(_find_gaps(record))
     return record
@@ -113,11 +136,23 @@ def _read_json(path: Path, gaps: list[str]) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _read_verdict(folder: Path, gaps: list[str]) -> Verdict | None:
+    try:
+        verdict = read_verdict(folder)
+        if verdict is None or type(verdict.exit_code) is int:
+            return verdict and Verdict(verdict.exit_code, " ".join(verdict.message.split()))
+        gaps.append(f"verdict.json cannot be read: its exit code is {show(repr(verdict.exit_code))}")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        gaps.append(f"verdict.json cannot be read: {show(str(error))}")
+    return None
+
+
 def _find_gaps(record: Record) -> list[str]:
-    events, gaps = record.events, []
+    events, gaps = record.events, [record.failure] if record.failure else []
     if not events.rows:
         there = (record.folder / "metrics.jsonl").exists()
-        return [f"metrics.jsonl {'has no event in it' if there else 'is not there'}: nothing was measured"]
+        nothing = f"metrics.jsonl {'has no event in it' if there else 'is not there'}: nothing was measured"
+        return [*gaps, nothing]
     if events.is_cut:
         gaps.append(
             "the last line of metrics.jsonl ends in the middle: the run was killed, or is writing now"
@@ -134,16 +169,24 @@ def _find_gaps(record: Record) -> list[str]:
         gaps.append("no yardsticks were logged")
     if not events.of("fill"):
         gaps.append("no samples were filled (evaluation.samples in the recipe)")
-    if record.end is None:
-        gaps.append("no end was logged: the run is still going or was killed")
+    if record.end is None and not record.failure:
+        gaps.append(f"no end was logged: the run {_tell_missing_end(record)}")
     return gaps
 
 
+def _tell_missing_end(record: Record) -> str:
+    if record.verdict is not None and record.verdict.exit_code == STOPPED:
+        return f"was stopped ({record.verdict.message})"
+    return "is still going or was killed"
+
+
 def describe_status(record: Record) -> str:
-    """Where the run is, in words: finished, step n of N, why it ended."""
+    """Where the run is, in words: finished, step n of N, why it ended or failed."""
     step, planned = record.events.last_step, record.num_steps
     where = f"step {step:,}" + (f" of {planned:,}" if planned is not None else "")
     if record.end is None:
+        if record.failure:
+            return f"{record.failure}; {where if record.events.rows else 'nothing logged'}"
         return f"not finished, {where}" if record.events.rows else "nothing logged"
     reason = str(record.end.get("reason") or "")
     told = {"patience": "stopped early, no better evaluation within the patience"}.get(reason, reason)
@@ -184,10 +227,11 @@ def judge(record: Record, step: int | None = None) -> str:
     """
     event = record.evaluation(step)
     perplexity = None if event is None else number(event, "perplexity")
+    is_lost = event is not None and "perplexity" in event and event["perplexity"] is None
+    if event is not None and (is_lost or (perplexity is not None and not math.isfinite(perplexity))):
+        return f"The evaluation at step {event['step']:,} is not a finite number: training diverged."
     if event is None or perplexity is None or perplexity <= 0:  # none is below 1
         return "There is no evaluation yet, so nothing can be said about the model."
-    if not math.isfinite(perplexity):
-        return f"The evaluation at step {event['step']:,} is not a finite number: training diverged."
     start = _perplexity_at(record, 0) if event["step"] > 0 else None
     parts = [_compare(perplexity, record.yardsticks()) + _tell_start(perplexity, start) + "."]
     if event["step"] == 0:

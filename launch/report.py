@@ -10,8 +10,8 @@ from markupsafe import Markup
 from launch.record import Record, describe_status, judge, judge_discriminator, read_record
 from launch.redaction import escape_controls
 from launch.reporting.answers import BAND_NAMES, list_examples, list_samples, tabulate_words
-from launch.reporting.comparison import is_fair, tabulate_groups, tabulate_results, tabulate_settings
-from launch.reporting.curves import draw_charts, draw_further, label_run
+from launch.reporting.comparison import Comparison, tabulate_groups, tabulate_results, tabulate_settings
+from launch.reporting.curves import draw_charts, draw_further, label_runs
 from launch.reporting.facts import (
     list_asked,
     list_data,
@@ -63,7 +63,7 @@ def render(records: Sequence[Record]) -> str:
     )
     return environment.get_template("report.html.jinja").render(
         title=" and ".join(dict.fromkeys(record.name for record in records)),
-        runs=[_describe(record) for record in records],
+        runs=[_describe(record, label) for record, label in zip(records, label_runs(records), strict=True)],
         charts=draw_charts(records),
         further=draw_further(records),
         comparison=_compare(records) if len(records) > 1 else None,
@@ -76,11 +76,11 @@ def _show(value: object) -> object:
     return escape_controls(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _describe(record: Record) -> dict[str, Any]:
+def _describe(record: Record, label: str) -> dict[str, Any]:
     words, words_note = tabulate_words(record)
     return {
         "name": record.name,
-        "label": label_run(record),
+        "label": label,
         "description": str(record.recipe.get("description") or ""),
         "status": describe_status(record),
         "verdict": f"{judge(record)} {judge_discriminator(record)}".strip(),
@@ -107,9 +107,10 @@ def _describe(record: Record) -> dict[str, Any]:
 
 
 def _compare(records: Sequence[Record]) -> dict[str, Any]:
+    comparison = Comparison.of(records)
     return {
-        "is_fair": is_fair(records),
-        "results": tabulate_results(records),
-        "groups": tabulate_groups(records),
-        "settings": tabulate_settings(records),
+        "note": comparison.describe(),
+        "results": tabulate_results(comparison),
+        "groups": tabulate_groups(comparison),
+        "settings": tabulate_settings(comparison),
     }

@@ -3,7 +3,7 @@
 import argparse
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,7 +101,6 @@ class _Sweep:
         from launch.sweeping.runner import run_all
 
         slots = self._share_devices()
-        self._print_cost()
         make_folder(self._folder)
         with hold(self._folder, str(Process.of(os.getpid()))):
             supply = self._open_supply()
@@ -115,10 +114,15 @@ class _Sweep:
             self._print_ranking(supply.state)
             return self._conclude(supply.state, is_stopped=bool(came))
 
-    def _print_cost(self) -> None:
+    def _print_cost(self, open_names: Collection[str]) -> None:
         from launch.sweeping.jobs import COST_COLUMNS, describe_cost
 
-        rows, total = describe_cost(self._jobs, self._arguments.parallel)
+        rows, total = describe_cost(
+            self._jobs,
+            self._arguments.parallel,
+            open_names=open_names,
+            shares_cores=self._jobs[0].request.profile.gpu is None,
+        )
         if self._arguments.search:
             total = f"{self._arguments.trials} runs are drawn between these; these themselves are not run"
         self._print_rows(COST_COLUMNS, rows)
@@ -170,10 +174,10 @@ class _Sweep:
         state.recipe, state.fixed, state.goal = self._arguments.recipe, fixed, goal
         is_retry = self._arguments.retry
         if self._arguments.search:
+            self._print_cost([job.name for job in self._jobs])
             return self._open_search(state, [e for e in state.entries if is_open(e, is_retry=is_retry)])
         waiting = merge_jobs(state, self._jobs, is_retry=is_retry)
-        if len(waiting) < len(self._jobs):
-            self._tell(f"{len(waiting)} of {len(self._jobs)} runs are still to be run")
+        self._print_cost([entry.name for entry in waiting])
         return Listed(state, waiting, self._tell)
 
     def _open_search(self, state: "State", waiting: "list[Entry]") -> "Listed":

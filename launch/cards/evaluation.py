@@ -1,6 +1,6 @@
 """The evaluation in a card: its tables, and the verdict."""
 
-from launch.cards.texts import show_plain
+from launch.cards.texts import get_text, show_code, show_plain
 from launch.events import Event, number
 from launch.figure import show_number, show_share
 from launch.record import YARDSTICKS, Record, judge
@@ -45,8 +45,19 @@ def tabulate_evaluation(record: Record, step: int | None) -> str:
 
 
 def tell_verdict(record: Record, step: int | None) -> str:
-    """The figures of a step in words."""
-    return show_plain(judge(record, step)) if step is not None and record.evaluation(step) is not None else ""
+    """The figures of a step in words, and of which rows they are."""
+    if step is None or record.evaluation(step) is None:
+        return ""
+    return "\n\n".join(filter(None, (show_plain(judge(record, step)), tell_rows(record))))
+
+
+def tell_rows(record: Record) -> str:
+    """What tells the rows from others: the key of the data, and the hash of the tokenizer that cut them."""
+    for event in record.events.of("data")[-1:]:
+        key, digest = get_text(event, "key"), get_text(event, "tokenizer_sha256")
+        cut = f", cut by the tokenizer whose `tokenizer.json` has the SHA-256 {show_code(digest)}"
+        return f"The rows are those of the data {show_code(key)}{cut if digest else ''}." if key else ""
+    return ""
 
 
 def tabulate_further(record: Record, step: int | None) -> str:

@@ -11,6 +11,7 @@ yardsticks  what counting makes of the occurrences of terms
 groups      targets by corpus, by frequency of the word, by place in a name
 fragments   how the tokenizer cuts words and terms
 cutting     texts as rows of their own
+corpora     the evaluation rows, and a general corpus beside them
 probe       a linear classifier on frozen features
 suite       all that is measured, in one call
 build       a suite from a recipe

@@ -256,6 +256,7 @@ class RowMetric(SpanMetric):
             "exact": float((right == counts).mean()),
             "num_targets": int(sums["num_pieces"].sum()),
             "num_rows": len(counts),
+            "num_characters": int(self.num_characters[is_met].sum()),
         }
 
 

@@ -145,11 +145,23 @@ def _read_records(path: Path) -> Iterator[dict[str, Any]]:
         raise ValueError("wanted a file .jsonl, .tsv or .csv")
     with path.open(encoding="utf-8-sig", newline="") as lines:
         if path.suffix == ".jsonl":
-            yield from (json.loads(line) for line in lines if line.strip())
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _read_object(line, number)
         else:
             quoting = csv.QUOTE_NONE if path.suffix == ".tsv" else csv.QUOTE_MINIMAL
             delimiter = "\t" if path.suffix == ".tsv" else ","
             yield from csv.DictReader(lines, delimiter=delimiter, quoting=quoting)
+
+
+def _read_object(line: str, number: int) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"line {number:,} is no JSON ({error}); wanted one object a line") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"line {number:,} is {line.strip()[:40]}; wanted a JSON object with named fields")
+    return record
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Section:
 
 @dataclass(frozen=True)
 class SpanSection:
-    """Hidden spans of the main corpus.
+    """Hidden spans of a corpus.
 
     Attributes:
         prefix: of the figures' names.
@@ -85,7 +85,7 @@ class Suite:
         runner: cuts rows into batches, as the evaluation does.
         main: the evaluation rows.
         others: further corpora.
-        spans: of the main corpus.
+        spans: of all of them.
         probes: on labelled texts.
         constants: figures that do not depend on the model.
     """

@@ -90,7 +90,7 @@ class TermIndex:
     def find(self, rows: Rows, hasher: WordHasher) -> "Occurrences":
         """Occurrences that stand in one document in full.
 
-        Of occurrences that overlap the one of more words counts.
+        Of occurrences that overlap the one of more words counts, of equally long ones the one further left.
         """
         bounds = find_words(rows)
         words = hasher.hash(rows.pieces, bounds)
@@ -108,7 +108,7 @@ class TermIndex:
             num_taken = np.append(0, is_taken.cumsum())
             is_free = num_taken[last + 1] == num_taken[: len(found)]
             is_found = (hashes[at] == found) & (document[last] == document[: len(found)]) & is_free
-            first = is_found.nonzero()[0]
+            first = _choose_apart(is_found.nonzero()[0], length)
             for step in range(length):
                 is_taken[first + step] = True
             firsts.append(first)
@@ -121,6 +121,19 @@ class TermIndex:
         row = np.searchsorted(rows.offsets, starts, side="right") - 1
         spans = Spans(row, starts - rows.offsets[row], bounds[stop] - starts, document[first])
         return Occurrences(spans, term, stop - first)
+
+
+def _choose_apart(firsts: np.ndarray, length: int) -> np.ndarray:
+    """Of runs of one length those that overlap none before them that is chosen; firsts ascend."""
+    if not (np.diff(firsts) < length).any():
+        return firsts
+    chosen: list[int] = []
+    stop = 0
+    for first in firsts.tolist():
+        if first >= stop:
+            chosen.append(first)
+            stop = first + length
+    return np.array(chosen, np.int64)
 
 
 def _spell(term: str) -> str:

@@ -91,10 +91,11 @@ def count_words(
     seed: int,
     max_pieces: int,
     part: tuple[int, int] = (0, 1),
-) -> np.ndarray:
-    """How often rows hold the words of these hashes, float64 [U]; the parts add up to the whole.
+) -> tuple[np.ndarray, float]:
+    """How often rows hold the words of these hashes, float64 [U], and what all counts are to be scaled by.
 
-    Of rows with more than max_pieces, a random share of stretches is counted and the counts are scaled up.
+    Of rows with more than max_pieces, a random share of stretches is counted. The parts add up to the whole
+    exactly, being integers; scaled before they are added they would not.
 
     Args:
         source: the rows.
@@ -106,7 +107,7 @@ def count_words(
     """
     counts = np.zeros(len(wanted))
     if not len(wanted) or not source.num_rows:
-        return counts
+        return counts, 1.0
     ends = np.cumsum(source.lengths, dtype=np.int64)
     share = min(1.0, max_pieces / max(1, int(ends[-1])))
     bounds = np.searchsorted(ends, np.arange(0, ends[-1], _CHUNK_PIECES))
@@ -119,7 +120,7 @@ def count_words(
         found = hasher.hash(rows.pieces, find_words(rows))
         at = np.minimum(np.searchsorted(wanted, found), len(wanted) - 1)
         counts += np.bincount(at[wanted[at] == found], minlength=len(wanted))
-    return counts * (len(numbers) / num_chosen)
+    return counts, len(numbers) / num_chosen
 
 
 def list_words(source: RowSource, hasher: WordHasher) -> np.ndarray:

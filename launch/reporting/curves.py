@@ -9,6 +9,7 @@ from launch.record import YARDSTICKS, Record
 from launch.reporting.drawing import Curve, draw_chart, smooth
 from launch.reporting.figures import (
     FAMILIES,
+    Groups,
     is_count,
     is_mark,
     list_headlines,
@@ -16,6 +17,7 @@ from launch.reporting.figures import (
     read_groups,
     sort_figures,
 )
+from launch.reporting.inline import clean
 
 _CHARTS = (
     ("train", "loss", "Training loss", "nats per target; faint: each step, line: running mean"),
@@ -47,9 +49,13 @@ class Chart:
 def draw_charts(records: Sequence[Record]) -> list[Chart]:
     """Loss, evaluation, rate, gradient norm and speed, a chart each with a line for each run."""
     charts = []
+    names = _name_curves(records)
     for kind, key, title, note in _CHARTS:
         is_log = key == "perplexity"
-        curves = [_read_curve(record, kind, key, len(records)) for record in records]
+        curves = [
+            _read_curve(record, name, kind, key, is_alone=len(records) == 1)
+            for record, name in zip(records, names, strict=True)
+        ]
         marks = records[0].yardsticks() if is_log and len(records) == 1 else []
         named = [(YARDSTICKS.get(name, name).removeprefix("the "), value) for name, value in marks]
         charts += _list_chart(title, note, curves, is_log=is_log, marks=named)
@@ -57,8 +63,8 @@ def draw_charts(records: Sequence[Record]) -> list[Chart]:
 
 
 def draw_further(records: Sequence[Record]) -> list[Chart]:
-    """Every further metric that has a curve; at most 30 charts."""
-    groups = read_groups(records[0].evaluation())
+    """Every further metric that has a curve in some run; at most 30 charts."""
+    groups = _unite_groups(records)
     charts: list[Chart] = []
     for group in list_headlines(groups):
         for figure in sort_figures(list(groups[group])):
@@ -82,6 +88,15 @@ def draw_further(records: Sequence[Record]) -> list[Chart]:
     return charts[:_MAX_FURTHER]
 
 
+def _unite_groups(records: Sequence[Record]) -> Groups:
+    """The groups and figures of all last evaluations, in an order that is not that of the records."""
+    united: Groups = {}
+    for record in sorted(records, key=lambda record: record.folder.resolve()):
+        for group, figures in read_groups(record.evaluation()).items():
+            united.setdefault(group, {}).update(figures)
+    return united
+
+
 def _draw_groups(record: Record, place: str, title: str, groups: Sequence[str], figure: str) -> list[Chart]:
     curves = [
         Curve(group.removeprefix(f"{place}/"), record.events.curve("eval", f"eval/{group}/{figure}"))
@@ -95,14 +110,13 @@ def _draw_groups(record: Record, place: str, title: str, groups: Sequence[str], 
 
 def _draw_metric(records: Sequence[Record], group: str, figure: str) -> list[Chart]:
     curves = []
-    for record in records:
+    for record, name in zip(records, _name_curves(records), strict=True):
         key = f"eval/{group}/{figure}"
         points, lows, highs = (record.events.curve("eval", key + bound) for bound in ("", "_low", "_high"))
         low_of, high_of = dict(lows), dict(highs)
         band = [
             (step, low_of[step], high_of[step]) for step, _ in points if step in low_of and step in high_of
         ]
-        name = label_run(record) if len(records) > 1 else "last"
         curves.append(Curve(name, points, band=band if len(records) == 1 else ()))
     is_log = figure.endswith("perplexity")
     note = ", ".join(["logarithmic"] * is_log + ["area: 95% interval"] * any(curve.band for curve in curves))
@@ -123,16 +137,27 @@ def _list_chart(
     return [Chart(title, note, Markup(svg))] if svg else []  # every text in it was escaped
 
 
-def label_run(record: Record) -> str:
-    """How a run is told from others: by its folder."""
-    return record.folder.resolve().name
+def label_runs(records: Sequence[Record]) -> list[str]:
+    """How each run is told from the others: by the end of its folder's path, as long as they need it."""
+    paths = [record.folder.resolve().parts for record in records]
+    longest = max(map(len, paths), default=0)
+    ends = [["/".join(path[-length:]) for path in paths] for length in range(1, longest + 1)]
+    labels = next((one for one in ends if len(set(one)) == len(set(paths))), [])
+    # Of a folder that is given twice.
+    turns = [labels[:number].count(label) for number, label in enumerate(labels)]
+    return [
+        clean(f"{label} ({turn + 1})" if turn else label) for label, turn in zip(labels, turns, strict=True)
+    ]
 
 
-def _read_curve(record: Record, kind: str, key: str, num_runs: int) -> Curve:
+def _name_curves(records: Sequence[Record]) -> list[str]:
+    return label_runs(records) if len(records) > 1 else ["last"]
+
+
+def _read_curve(record: Record, name: str, kind: str, key: str, *, is_alone: bool) -> Curve:
     points = record.events.curve(kind, key)
     if key in _PERCENT:
         points = [(step, 100 * value) for step, value in points]
-    name = label_run(record) if num_runs > 1 else "last"
     if key in _NOISY and kind == "train":
-        return Curve(name, smooth(points), () if num_runs > 1 else points)
+        return Curve(name, smooth(points), points if is_alone else ())
     return Curve(name, points)

@@ -9,7 +9,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from launch.figure import show_number
-from launch.reporting.inline import INKS, NUM_COLOURS, to_inline
+from launch.reporting.inline import INKS, NUM_COLOURS, clean, to_inline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +58,8 @@ def draw_chart(
     """
     shown = [_clean(curve, is_log) for curve in curves]
     shown = [curve for curve in shown if curve.points]
-    marks = [(name, value) for name, value in marks if _is_shown(value, is_log)]
+    title = clean(title)
+    marks = [(clean(name), value) for name, value in marks if _is_shown(value, is_log)]
     if not shown:
         return ""
     # Here, as it takes half a second: a run's first step must not wait for it.
@@ -140,7 +141,7 @@ def _clean(curve: Curve, is_log: bool) -> Curve:
         for step, low, high in curve.band
         if _is_shown(low, is_log) and _is_shown(high, is_log)
     ]
-    return Curve(curve.name.encode("utf-8", "replace").decode(), points, raw, band)
+    return Curve(clean(curve.name), points, raw, band)
 
 
 def _thin(points: Points) -> list[tuple[int, float]]:
@@ -291,7 +292,14 @@ def shorten_names(names: Sequence[str]) -> list[str]:
     num_equal = sum(1 for _ in takewhile(lambda ones: len(set(ones)) == 1, zip(*names, strict=False)))
     prefix = names[0][:num_equal] if len(names) > 1 else ""
     # The word or number in which they part stays whole.
-    start = max(prefix.rfind(mark) + 1 for mark in ",=_- ")
-    kept = [name[start:] for name in names]
+    start = max(prefix.rfind(mark) + 1 for mark in ",=_- /")
+    short = _cut_middles([name[start:] for name in names])
+    if len(set(short)) == len(set(names)):
+        return short
+    # What the cut took away was what they differ in.
+    return [f"\u2026{name[num_equal:][: _MAX_NAME - 1]}" for name in names]
+
+
+def _cut_middles(names: Sequence[str]) -> list[str]:
     head, tail = (_MAX_NAME - 1) // 2, _MAX_NAME // 2
-    return [name if len(name) <= _MAX_NAME else f"{name[:head]}\u2026{name[-tail:]}" for name in kept]
+    return [name if len(name) <= _MAX_NAME else f"{name[:head]}\u2026{name[-tail:]}" for name in names]

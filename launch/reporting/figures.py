@@ -1,5 +1,6 @@
 """The figures of evaluations by name: what they are called, how they are written, which way is better."""
 
+import re
 from collections.abc import Iterator, Sequence
 
 from launch.events import Event, number
@@ -20,8 +21,10 @@ _LABELS = {
     "num_terms": "terms",
     "num_occurrences": "occurrences",
     "num_rows": "rows",
+    "num_characters": "characters",
     "num_examples": "examples",
     "unigram_perplexity": "perplexity of the unigram table",
+    "neighbours_perplexity": "perplexity of the neighbour table",
     "bits_per_character": "bits a character",
     "macro_f1": "macro F1",
     "majority_accuracy": "accuracy of the commonest class",
@@ -42,11 +45,12 @@ _METRICS_NOTE = (
     "Yardsticks are count tables on the same targets; they have no other figures. Where no interval stands, "
     "none was logged."
 )
-_MARKS = ("unigram_perplexity", "majority_accuracy", "majority_macro_f1", "discriminator_base_loss")
+_MARKS = ("unigram_perplexity", "neighbours_perplexity", "majority_accuracy", "majority_macro_f1")
+_MARKS += ("discriminator_base_loss",)
 _BOUNDS = ("_low", "_high")
 _FLAT = ("loss", "perplexity", "perplexity_low", "perplexity_high", "accuracy", "num_targets")
 # Families of groups: where they are, their heading, what the groups are, what to know.
-FAMILIES = (
+_OF_MAIN = (
     ("main/terms", "Terms by category", "category", "each occurrence hidden whole; intervals over terms"),
     (
         "main/rare_words",
@@ -61,6 +65,13 @@ FAMILIES = (
     ("main/names/part", "Names by part", "part", "the dot before a suffix goes with it"),
     ("main/recovery", "Exact recovery by size", "pieces", "hidden spans of which every piece is put first"),
     ("main/probes", "Probes", "probe", "a linear classifier on the frozen encoder"),
+)
+FAMILIES = (
+    *_OF_MAIN,
+    *(
+        (place.replace("main/", "general/"), f"{title}, general corpus", kind, note)
+        for place, title, kind, note in _OF_MAIN
+    ),
 )
 
 
@@ -166,8 +177,7 @@ def list_headlines(groups: Groups) -> list[str]:
     return [
         group
         for group in groups
-        if group != "main/fragmentation"
-        and not group.startswith("main/fragmentation/")
+        if not re.match("main/fragmentation(/|$)|general/fragmentation/", group)
         and not any(group.startswith(f"{place}/") for place in families)
     ]
 

@@ -43,7 +43,7 @@ def _describe(event: Event) -> str:
     message = event.get("message")
     if isinstance(message, str) and message:
         return message.removeprefix("warning: ")
-    facts = {key: value for key, value in event.items() if key not in ("kind", "step", "message")}
+    facts = {key: value for key, value in event.items() if key not in ("kind", "step", "time", "message")}
     return ", ".join(f"{key.replace('_', ' ')}: {show_fact(value)}" for key, value in facts.items())
 
 

@@ -3,6 +3,8 @@
 import re
 from xml.etree import ElementTree
 
+from launch.redaction import escape_controls
+
 NUM_COLOURS = 6
 # Matplotlib writes colours as numbers; each of these stands for a variable of the page.
 INKS = {f"c{index}": f"#0000c{index}" for index in range(NUM_COLOURS)} | {
@@ -11,6 +13,16 @@ INKS = {f"c{index}": f"#0000c{index}" for index in range(NUM_COLOURS)} | {
     "grid": "#0000d2",
     "mark": "#0000d3",
 }
+
+
+# What no XML file may hold, beside the control characters.
+_NO_XML = re.compile("[\ufffe\uffff]")
+
+
+def clean(text: str) -> str:
+    """A text in one line that an SVG file may hold: what XML has no place for is written as an escape."""
+    told = escape_controls(text.replace("\n", "\\n").replace("\t", "\\t"))
+    return _NO_XML.sub(lambda found: f"\\u{ord(found[0]):x}", told)
 
 
 def to_inline(

@@ -55,6 +55,23 @@ def measure(record: Record) -> Measured | None:
     )
 
 
+def measure_run(record: Record) -> float | None:
+    """Seconds of the whole run with evaluations and saves: from the first to the last event of each start.
+
+    What a start did after the checkpoint that the next one went on from is not in it: its events are gone.
+    None where no start has two events with their times.
+    """
+    starts: list[list[float]] = [[]]
+    for event in record.events.rows:
+        if event["kind"] in ("start", "resume"):
+            starts.append([])
+        time = number(event, "time")
+        if time is not None and math.isfinite(time):
+            starts[-1].append(time)
+    spans = [max(times) - min(times) for times in starts if len(times) > 1]
+    return sum(spans) if spans else None
+
+
 def tabulate_reality(record: Record) -> Table | None:
     """The plan's figures with where they come from, and what was measured."""
     rows = [*_list_counts(record), *_list_times(record), *_list_memory(record)]
@@ -70,7 +87,8 @@ def tabulate_reality(record: Record) -> Table | None:
 
 _NOTE = (
     "Derived: follows from the recipe and the data by arithmetic. Predicted: by a model of the hardware. "
-    "Measured: from the events of this run; times are those of steps, without evaluations and saves."
+    "Measured: from the events of this run; times of steps are without evaluations and saves, that of the "
+    "run is the sum over its starts."
 )
 _Row = tuple[str, str, str, str, str, str]
 
@@ -118,7 +136,11 @@ def _list_times(record: Record) -> list[_Row]:
         _compare("tokens a second", speed, found.tokens_per_second if found else None, origin),
         _compare("all steps", whole, found.seconds if found else None, origin, show=show_seconds),
         _compare(
-            "the run, evaluations and saves with it", number(plan, "seconds"), None, origin, show=show_seconds
+            "the run, evaluations and saves with it",
+            number(plan, "seconds"),
+            measure_run(record),
+            origin,
+            show=show_seconds,
         ),
     ]
     waits = [value for _, value in record.events.curve("train", "data_wait_fraction")]

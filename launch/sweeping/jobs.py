@@ -1,7 +1,8 @@
 """Jobs: each combination of a sweep as a request with its plan, before anything runs."""
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+import heapq
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -184,8 +185,18 @@ def _refuse(reasons: Mapping[str, Sequence[str]], num_jobs: int) -> None:
     raise RunError(REQUEST, "\n  ".join(lines))
 
 
-def describe_cost(jobs: Sequence[Job], num_slots: int) -> tuple[list[list[str]], str]:
-    """A row for each run (name, steps, rows a step, tokens, predicted time), and what all take in a line."""
+def describe_cost(
+    jobs: Sequence[Job], num_slots: int, *, open_names: Collection[str], shares_cores: bool
+) -> tuple[list[list[str]], str]:
+    """A row for each run (name, steps, rows a step, tokens, predicted time), and what all take in a line.
+
+    Args:
+        jobs: all runs.
+        num_slots: runs at once.
+        open_names: of the runs that are still to be run; the line leaves the others out. One that was stopped
+            counts in full.
+        shares_cores: the slots have parts of the same cores, so that all take as long as one after the other.
+    """
     rows = [
         [
             job.name,
@@ -193,23 +204,44 @@ def describe_cost(jobs: Sequence[Job], num_slots: int) -> tuple[list[list[str]],
             f"{job.plan.global_batch:,}",
             _count(job.plan.num_tokens),
             _count(job.plan.num_evaluations),
-            "unknown" if job.plan.seconds is None else describe_hours(job.plan.seconds),
+            _tell_time(job, is_open=job.name in open_names),
         ]
         for job in jobs[:_SHOWN_ROWS]
     ]
     if len(jobs) > _SHOWN_ROWS:
         rows.append([f"and {len(jobs) - _SHOWN_ROWS} more", *[""] * 5])
-    steps = [job.plan.num_steps for job in jobs if job.plan.num_steps is not None]
-    seconds = [job.plan.seconds for job in jobs if job.plan.seconds is not None]
+    left = [job for job in jobs if job.name in open_names]
     runs = "1 run" if len(jobs) == 1 else f"{len(jobs):,} runs"
-    known = f"{sum(steps):,} steps" if len(steps) == len(jobs) else "an unknown number of steps"
-    if len(seconds) == len(jobs):
-        origins = sorted({job.plan.time["origin"] for job in jobs})
-        time = f"{describe_hours(sum(seconds) / num_slots)} predicted ({', '.join(origins)})"
+    if len(left) < len(jobs):
+        runs = f"{len(left):,} of {len(jobs):,} runs are still to be run"
+    if not left:
+        return rows, runs
+    steps = [job.plan.num_steps for job in left if job.plan.num_steps is not None]
+    seconds = [job.plan.seconds for job in left if job.plan.seconds is not None]
+    known = f"{sum(steps):,} steps" if len(steps) == len(left) else "an unknown number of steps"
+    if len(seconds) == len(left):
+        origins = sorted({job.plan.time["origin"] for job in left})
+        whole = sum(seconds) if shares_cores else find_end(seconds, num_slots)
+        time = f"{describe_hours(whole)} predicted ({', '.join(origins)})"
         time += f", {num_slots} at once" if num_slots > 1 else ""
+        time += " on parts of the same cores" if num_slots > 1 and shares_cores else ""
     else:
         time = "their time is not predicted: `maskwright plan RECIPE --calibrate` measures it here"
     return rows, f"{runs}, {known}, {time}"
+
+
+def find_end(seconds: Iterable[float], num_slots: int) -> float:
+    """When the last of some runs ends, in seconds, if each begins in the slot that is free first."""
+    slots = [0.0] * num_slots
+    for one in seconds:
+        heapq.heapreplace(slots, slots[0] + one)
+    return max(slots)
+
+
+def _tell_time(job: Job, *, is_open: bool) -> str:
+    if not is_open:
+        return "not run again"
+    return "unknown" if job.plan.seconds is None else describe_hours(job.plan.seconds)
 
 
 COST_COLUMNS = ("run", "steps", "rows a step", "tokens", "evaluations", "predicted time")

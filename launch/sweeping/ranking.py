@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.events import number
 from launch.figure import show_number
-from launch.record import Record, read_record
+from launch.record import Record, are_same_targets, read_record
 from launch.sweeping.axes import name_values
 from launch.sweeping.state import Entry, Goal
 
@@ -24,13 +23,13 @@ class Standing:
         entry: of the sweep.
         value: the best one of the metric; None: it has no evaluation that is a number.
         step: that it is from.
-        targets: what tells sets of evaluation targets apart.
+        targets: what tells sets of evaluation targets apart; None: it has no evaluation.
     """
 
     entry: Entry
     value: float | None
     step: int | None
-    targets: tuple = ()
+    targets: tuple | None = None
 
 
 def measure(record: Record, goal: Goal) -> tuple[float, int] | None:
@@ -48,18 +47,13 @@ def rank(entries: Sequence[Entry], folder: Path, goal: Goal) -> list[Standing]:
         record = read_record(folder / entry.name)
         found = measure(record, goal)
         value, step = found or (None, None)
-        standings.append(Standing(entry, value, step, _find_targets(record)))
+        standings.append(Standing(entry, value, step, record.targets))
     return sorted(standings, key=lambda one: math.inf if one.value is None else goal.sign * one.value)
 
 
-def _find_targets(record: Record) -> tuple:
-    last = record.evaluation()
-    return (None if last is None else number(last, "num_targets"), *record.yardsticks())
-
-
 def is_fair(standings: Sequence[Standing]) -> bool:
-    """Whether all were judged on the same targets."""
-    return len({one.targets for one in standings if one.value is not None}) <= 1
+    """Whether all that are ranked were judged on the same targets."""
+    return are_same_targets(one.targets for one in standings if one.value is not None)
 
 
 def find_baseline(standings: Sequence[Standing], own: Mapping[str, Any]) -> Standing | None:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch.recipe import Recipe
-from launch.recipe_change import find_changes
-from launch.recipe_check import RecipeError, check_recipe
+from launch.recipe_change import find_changes, read_kept
+from launch.recipe_check import RecipeError
 from launch.record import read_record
 from launch.strict_yaml import StrictYamlError, load_yaml
 from launch.sweeping.jobs import Job, Planner
@@ -148,5 +148,5 @@ def _read_kept(folder: Path) -> Recipe | None:
         values = load_yaml((folder / "recipe.resolved.yaml").read_text(encoding="utf-8"))
     except (OSError, StrictYamlError):
         return None
-    recipe, _ = check_recipe(values) if isinstance(values, dict) else (None, [])
+    recipe, _ = read_kept(values) if isinstance(values, dict) else (None, [])
     return recipe

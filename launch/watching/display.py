@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.markup import escape
 
 from launch.terminal import Console, Stream
-from launch.watching.panel import RunPanel, format_left, to_perplexity
+from launch.watching.panel import RunPanel, format_left, show_finite, to_perplexity
 from launch.watching.view import Facts, Phase, View
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -156,8 +156,8 @@ def describe(event: dict[str, Any], view: View) -> str:
         return f"{step}  {_describe_step(event, view)}"
     if event["kind"] == "eval":
         text = (
-            f"{step}  evaluation: loss {_show(event['loss'], '.4f')}  "
-            f"perplexity {_show(event['perplexity'], ',.2f')}  "
+            f"{step}  evaluation: loss {show_finite(event['loss'], '.4f')}  "
+            f"perplexity {show_finite(event['perplexity'], ',.2f')}  "
             f"accuracy {event['accuracy']:.1%}  on {event['num_targets']:,} targets"
         )
         return f"{text}; discriminator: {describe_pair(event)}" if "discriminator_auc" in event else text
@@ -178,7 +178,7 @@ def _describe_step(event: dict[str, Any], view: View) -> str:
     loss = event["loss"]
     perplexity = None if loss is None else to_perplexity(loss)
     return (
-        f"loss {_show(loss, '.4f')}  perplexity {_show(perplexity, ',.2f')}  "
+        f"loss {show_finite(loss, '.4f')}  perplexity {show_finite(perplexity, ',.2f')}  "
         f"rate {event['learning_rate']:.2e}  {event['tokens_per_second']:,.0f} tokens/s{mfu}  "
         f"data wait {event['data_wait_fraction']:.1%}  left {format_left(view.find_seconds_left())}"
         f"{'' if norm is None else f'  gradient {norm:.2f}'}"
@@ -191,13 +191,9 @@ def describe_skipped(num_steps: int) -> str:
     return f"{num_steps:,} {'step' if num_steps == 1 else 'steps'} skipped: loss or gradient not finite"
 
 
-def _show(value: float | None, form: str) -> str:
-    return "not finite" if value is None else format(value, form)
-
-
 def describe_pair(score: dict[str, Any]) -> str:
     """What an evaluation found about a discriminator, on one line."""
-    return (
-        f"AUC {score['discriminator_auc']:.4f}  loss {score['discriminator_loss']:.4f} "
-        f"(base rate {score['discriminator_base_loss']:.4f})  on {score['num_positions']:,} pieces"
+    auc, loss, base = (
+        show_finite(score[f"discriminator_{name}"], ".4f") for name in ("auc", "loss", "base_loss")
     )
+    return f"AUC {auc}  loss {loss} (base rate {base})  on {score['num_positions']:,} pieces"

@@ -42,12 +42,15 @@ class Limits:
         max_grad_norm: gradients are scaled down to it.
         predicted_bytes: memory of one device, from the plan.
         limit_bytes: what one device has.
+        process_bytes: without a card: memory of one rank's process, from the plan. It is shown, and raises no
+            flag: much of it is what Python and its libraries are assumed to take.
     """
 
     num_steps: int | None = None
     max_grad_norm: float | None = None
     predicted_bytes: float | None = None
     limit_bytes: float | None = None
+    process_bytes: float | None = None
 
     @classmethod
     def of(cls, plan: dict[str, Any], recipe: dict[str, Any]) -> "Limits":
@@ -57,10 +60,10 @@ class Limits:
         training = recipe.get("training")
         num_steps = number(plan, "num_steps")
         limit = number(memory, "limit_bytes")
-        # Without a card the prediction is of all ranks of a machine, the event's figure of one process.
         predicted = None if limit is None else number(memory, "gpu_bytes")
+        process = number(memory, "cpu_bytes") if limit is None else None
         norm = number(training, "max_grad_norm") if isinstance(training, dict) else None
-        return cls(None if num_steps is None else int(num_steps), norm, predicted, limit)
+        return cls(None if num_steps is None else int(num_steps), norm, predicted, limit, process)
 
 
 @dataclass
@@ -120,7 +123,7 @@ class _Loss:
 
 @dataclass
 class _Evaluations:
-    """Diverging: worse several times over while the training loss falls."""
+    """Diverging: worse several times over while the training loss falls, or at once no number any more."""
 
     sign: _Sign = field(default_factory=lambda: _Sign("evaluation_diverging"))
     _between: list[float] = field(default_factory=list)
@@ -128,10 +131,15 @@ class _Evaluations:
         default_factory=lambda: deque(maxlen=WORSE_EVALUATIONS + 1)
     )
     """Evaluation loss, and the mean training loss on the way to it."""
+    _is_lost: bool = False
+    """The last evaluation was no number; it is told also where the flag was raised already."""
 
     def observe(self, event: Event) -> Iterator[Event | None]:
         loss = number(event, "loss")
-        if loss is None or not math.isfinite(loss):
+        is_finite = loss is not None and math.isfinite(loss)
+        if event["kind"] == "eval" and "loss" in event:
+            yield self._judge_number(event, is_finite)
+        if loss is None or not is_finite:
             return
         if event["kind"] == "train":
             self._between.append(loss)
@@ -156,6 +164,16 @@ class _Evaluations:
             told,
             f"evaluation got better: {loss:.4f}",
         )
+
+    def _judge_number(self, event: Event, is_finite: bool) -> Event | None:
+        was_lost, self._is_lost = self._is_lost, not is_finite
+        if is_finite:
+            over = f"evaluation is a number again: loss {event['loss']:.4f}"
+            return self.sign.turn(False, was_lost, "", over)
+        self.sign.is_on = self.sign.is_on and was_lost
+        self._points.clear()
+        told = f"the evaluation of step {event['step']:,} is not a number: the model has diverged"
+        return self.sign.turn(True, False, told, "")
 
 
 @dataclass

@@ -42,7 +42,7 @@ class RunPanel:
     ) -> drawing.RenderResult:
         width = options.max_width - 4
         view = self.view
-        state = self.state or str(view.phase)
+        state = self.state or describe_phase(view)
         parts: list[drawing.RenderableType] = [_draw_progress(view, width)]
         if view.train or view.evaluation:
             parts.append(_draw_figures(view, width))
@@ -106,21 +106,24 @@ def _list_short(view: View) -> Iterator[Row]:
     if not event:
         return
     loss = number(event, "loss")
-    if loss is not None:
-        yield "loss", f"[bold]{loss:.4f}[/]  {draw_sparkline(view.losses, _SPARK_WIDTH)}"
-        yield "perplexity", f"{to_perplexity(loss):,.2f}"
+    yield (
+        "loss",
+        f"[bold]{_show_figure(event, 'loss', '.4f')}[/]  {draw_sparkline(view.losses, _SPARK_WIDTH)}",
+    )
+    perplexity = {"perplexity": None if loss is None else to_perplexity(loss)} if "loss" in event else {}
+    yield "perplexity", _show_figure(perplexity, "perplexity", ",.2f")
     rate, epoch = number(event, "learning_rate"), number(event, "epoch")
     yield "rate", _show(rate, "{:.2e}") + ("" if epoch is None else f", epoch {epoch:,.2f}")
     yield "gradient", _describe_gradient(view)
     yield "data wait", _show(number(event, "data_wait_fraction"), "{:.1%} of the time")
     num_skipped = number(event, "skipped_steps")
-    if num_skipped:
-        yield "skipped", f"{num_skipped:,.0f} steps"
+    if num_skipped is not None:
+        yield "skipped", f"{num_skipped:,.0f} {'step' if num_skipped == 1 else 'steps'}"
 
 
 def _list_long(view: View) -> Iterator[Row]:
     if view.train:
-        yield "speed", describe_speed(view.train)
+        yield "speed", describe_speed(view.train) + describe_step_time(view)
         yield "memory", describe_memory(view)
     if view.evaluation:
         yield "evaluation", _describe_evaluation(view)
@@ -141,10 +144,15 @@ def _describe_gradient(view: View) -> str:
 
 def _describe_evaluation(view: View) -> str:
     event, metric = view.evaluation, view.facts.best.metric
-    parts = [f"loss {_show(number(event, 'loss'), '{:.4f}')}"]
-    parts += [f"perplexity {value:,.2f}" for value in [number(event, "perplexity")] if value is not None]
-    parts += [f"accuracy {value:.1%}" for value in [number(event, "accuracy")] if value is not None]
-    parts += [f"AUC {value:.4f}" for value in [number(event, "discriminator_auc")] if value is not None]
+    forms = {
+        "loss": ("loss", ".4f"),
+        "perplexity": ("perplexity", ",.2f"),
+        "accuracy": ("accuracy", ".1%"),
+        "discriminator_auc": ("AUC", ".4f"),
+    }
+    parts = [
+        f"{name} {_show_figure(event, key, form)}" for key, (name, form) in forms.items() if key in event
+    ]
     text = f"{', '.join(parts)} at step {event['step']:,}"
     if view.best is None:
         return text
@@ -152,6 +160,20 @@ def _describe_evaluation(view: View) -> str:
     name = metric.replace("_", " ")
     best = f"; best {name} {value:.4f} at step {step:,}"
     return f"{text} [green](best)[/]" if step == event["step"] else text + best
+
+
+def describe_phase(view: View) -> str:
+    """What the loop does now, and how long an evaluation or a save still takes."""
+    left = view.find_phase_seconds_left()
+    return str(view.phase) if left is None else f"{view.phase}, {format_left(left)} left"
+
+
+def describe_step_time(view: View) -> str:
+    """The time of a step, to be put behind the speed; empty where it is not known."""
+    seconds = view.step_seconds
+    if seconds is None:
+        return ""
+    return f", {seconds * 1e3:,.0f} ms a step" if seconds < 1 else f", {seconds:,.2f} s a step"
 
 
 def describe_speed(event: dict) -> str:
@@ -164,14 +186,14 @@ def describe_speed(event: dict) -> str:
 
 
 def describe_memory(view: View) -> str:
-    """The measured peak against what was predicted and what there is."""
+    """The measured peak against what was predicted and what there is: of a card, else of the process."""
     peak, limits = number(view.train, "peak_memory_bytes"), view.facts.limits
     if peak is None:
         return "not known"
     parts = [f"{show_bytes(peak)} at most"]
-    if limits.predicted_bytes:
-        share = peak / limits.predicted_bytes
-        parts.append(f"{share:.0%} of {show_bytes(limits.predicted_bytes)} predicted")
+    predicted = limits.predicted_bytes or limits.process_bytes
+    if predicted:
+        parts.append(f"{peak / predicted:.0%} of {show_bytes(predicted)} predicted")
     if limits.limit_bytes:
         parts.append(f"limit {show_bytes(limits.limit_bytes)}")
     return ", ".join(parts)
@@ -205,6 +227,15 @@ def format_seconds(seconds: float) -> str:
 def to_perplexity(loss: float) -> float:
     """exp(loss); infinite where that overflows."""
     return math.exp(loss) if loss < 700 else math.inf
+
+
+def show_finite(value: float | None, form: str) -> str:
+    """A figure, which is null in a log where it is not finite."""
+    return "not finite" if value is None or not math.isfinite(value) else format(value, form)
+
+
+def _show_figure(event: dict, key: str, form: str) -> str:
+    return show_finite(number(event, key), form) if key in event else "not known"
 
 
 def _show(value: float | None, form: str) -> str:

@@ -1,22 +1,22 @@
 """The runs below a folder: how each stands, how far it is and how good, from a few small reads of each."""
 
+import math
 import mmap
 import os
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from launch.events import Event, number
 from launch.figure import show_number, show_seconds
-from launch.watching.status import Status, find_status, is_run, read_tail
-from launch.watching.view import Facts, read_facts
+from launch.watching.status import Status, find_status, is_run
+from launch.watching.view import Best, read_facts
 from launch.watching.watch import parse_events
 
-_TAIL_BYTES = 1 << 15
 _MAX_DEPTH = 3
-_EVALUATION = b'\n{"kind": "eval"'
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Row:
 
     Attributes:
         place: host and process of one that runs.
+        step: of the last training step or evaluation, or to which the run has gone back since.
         best: value and step of the best evaluation, by the recipe's own figure `metric`.
         loss: of the last training step.
         changed: when something was last logged, in seconds since 1970.
@@ -66,11 +67,12 @@ def find_runs(folder: Path, depth: int = _MAX_DEPTH) -> Iterator[Path]:
 
 def _read_row(folder: Path) -> Row:
     facts, status = read_facts(folder), find_status(folder)
-    path = folder / "metrics.jsonl"
-    events = list(parse_events(read_tail(path, _TAIL_BYTES)))
-    trained = [event for event in events if event["kind"] == "train"]
-    best = _find_best(path, facts)
-    steps = [event["step"] for event in events if event["kind"] in ("train", "eval")]
+    best = Best(facts.best)
+    with _open_lines(folder / "metrics.jsonl") as data:
+        for event in _find_events(data, "eval", "rewind"):
+            best.observe(event)
+        step, trained = _find_last(data)
+    value, best_step = best.now or (None, None)
     return Row(
         folder=str(folder),
         name=facts.name,
@@ -78,35 +80,67 @@ def _read_row(folder: Path) -> Row:
         message=status.message,
         exit_code=status.exit_code,
         place=status.place,
-        step=max(steps, default=0),
+        step=step,
         num_steps=facts.num_steps,
         metric=facts.best.metric,
-        best=best[0] if best else None,
-        best_step=best[1] if best else None,
-        loss=number(trained[-1], "loss") if trained else None,
+        best=value,
+        best_step=best_step,
+        loss=number(trained, "loss"),
         changed=_find_change(folder, status),
     )
 
 
-def _find_best(path: Path, facts: Facts) -> tuple[float, int] | None:
-    best: tuple[float, int] | None = None
-    for event in _find_evaluations(path):
-        value = number(event, facts.best.metric)
-        if value is not None and facts.best.improves(value, best and best[0]):
-            best = (value, event["step"])
-    return best
+@contextmanager
+def _open_lines(path: Path) -> Iterator[mmap.mmap | bytes]:
+    """A metrics file, of which only what is looked at is read; empty where it is not there."""
+    with ExitStack() as stack:
+        data: mmap.mmap | bytes = b""
+        with suppress(OSError, ValueError):  # it is not there, or is empty
+            file = stack.enter_context(path.open("rb"))
+            data = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        yield data
 
 
-def _find_evaluations(path: Path) -> Iterator[Event]:
-    """The evaluations of a metrics file: found as bytes, as nearly all lines are training steps."""
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            start = data.find(_EVALUATION)  # never the first line: the data is logged before step 0
-            while start >= 0 and (end := data.find(b"\n", start + 1)) > 0:
-                yield from parse_events([data[start + 1 : end]])
-                start = data.find(_EVALUATION, end)
-    except (OSError, ValueError):  # it is not there, or is empty
-        return
+def _find_events(data: mmap.mmap | bytes, *kinds: str) -> Iterator[Event]:
+    """The events of some rare kinds, in order: found as bytes, as nearly all lines are training steps."""
+    starts: list[int] = []
+    for kind in kinds:
+        start = data.find(_begin(kind))  # never the first line: the data is logged before step 0
+        while start >= 0:
+            starts.append(start + 1)
+            start = data.find(_begin(kind), start + 1)
+    for start in sorted(starts):
+        if (end := data.find(b"\n", start)) > 0:
+            yield from parse_events([data[start:end]])
+
+
+def _find_last(data: mmap.mmap | bytes) -> tuple[int, Event]:
+    """Where the run is, and its last training step that it has not gone back before; empty: there is none.
+
+    Read from the end: what is logged last may be long.
+    """
+    step, last = -1, math.inf
+    end = data.rfind(b"\n")
+    while end > 0:
+        start = data.rfind(b"\n", 0, end)
+        is_wanted = data[start + 1 : start + 1 + _MAX_BEGIN].startswith(_PLACES)
+        for event in parse_events([data[start + 1 : end]]) if is_wanted else ():
+            step = event["step"] if step < 0 else step
+            if event["kind"] == "train" and event["step"] <= last:
+                return step, event
+            if event["kind"] == "rewind":
+                last = min(last, event["step"])
+        end = start
+    return max(step, 0), {}
+
+
+def _begin(kind: str) -> bytes:
+    """How a line of this kind begins, with the end of the line before it."""
+    return f'\n{{"kind": "{kind}"'.encode()
+
+
+_PLACES = tuple(_begin(kind)[1:] for kind in ("train", "eval", "rewind"))
+_MAX_BEGIN = max(map(len, _PLACES))
 
 
 def _find_change(folder: Path, status: Status) -> float:

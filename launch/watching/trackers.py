@@ -2,7 +2,9 @@
 
 None is imported unless a recipe names it. Each is served by a thread of its own, so that a slow network never
 holds up a step; one that fails is dropped, and what it missed is sent when the run is resumed. Trackers only
-ever append: steps that they have already are not sent again (TensorBoard purges them instead).
+ever append: steps that they have already are not sent again (TensorBoard purges them instead). So where a
+run goes back within a session a tracker keeps the values of a step that it was given first; metrics.jsonl,
+and a tracker that is opened later, have those of the course that counts.
 """
 
 import json
@@ -12,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from launch.events import Event
+from launch.events import Event, keep_later
 from launch.liveness import find_timeout
 from launch.redaction import redact, show
 from launch.verdict import MACHINE, RunError
@@ -201,7 +203,7 @@ class Trackers:
         if found.sent is not None:
             entry.train, entry.eval = found.sent.get("train", 0), found.sent.get("eval", -1)
         self._couriers[name] = courier
-        for event in kept:
+        for event in keep_later(kept):
             if said := self._send(name, event, to_values(event)):
                 return [said]
         last = max(entry.train, entry.eval)

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from launch.watching.flags import Limits
 STEP, EVALUATION, SAVE = "step", "evaluation", "save"
 _MAX_LOSSES = 512
 _SMOOTHING = 0.1
+_MAX_EVALUATIONS = 64
+"""That are kept; a run that goes back further has none until the next."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,41 @@ class Phase:
         return {STEP: "training", SAVE: "saving"}.get(self.name, self.name)
 
 
+@dataclass
+class Best:
+    """Follows which evaluation is the best by a rule; going back forgets those of the course that is left.
+
+    An evaluation forgets those of its step and later ones too: it stands where they stood.
+    """
+
+    rule: Condition
+    _points: list[tuple[float, int]] = field(default_factory=list)
+    """Each better than those before it."""
+
+    def observe(self, event: Event) -> None:
+        """Take an evaluation or a rewind into account; other events say nothing about it."""
+        kind, step = event["kind"], event["step"]
+        if kind not in ("eval", "rewind"):
+            return
+        last = step if kind == "rewind" else step - 1
+        self._points = [point for point in self._points if point[1] <= last]
+        value = number(event, self.rule.metric) if kind == "eval" else None
+        if value is not None and self.rule.improves(value, self.now and self.now[0]):
+            self._points.append((value, step))
+
+    @property
+    def now(self) -> tuple[float, int] | None:
+        """Value and step; None: there is none."""
+        return self._points[-1] if self._points else None
+
+
 class View:
     """Follows a run, event by event. Times are by its own clock, or from what the events say.
 
     Attributes:
         train: the last training event; empty before the first.
-        evaluation: the last one.
-        best: value and step of the best evaluation so far.
+        evaluation: the last one that the run has not gone back before.
+        best: value and step of the best of them.
         losses: of the whole run, each the mean of an equal number of logged steps.
         flags: that are on, by name.
         phase: what the loop does now.
@@ -112,12 +143,14 @@ class View:
     def __init__(self, facts: Facts, first_step: int = 0, clock: Callable[[], float] = time.monotonic):
         self.facts, self.step = facts, first_step
         self.train: Event = {}
-        self.evaluation: Event = {}
-        self.best: tuple[float, int] | None = None
         self.losses: list[float] = []
         self.flags: dict[str, Event] = {}
         self.phase = Phase("starting", first_step)
+        self._best = Best(facts.best)
+        self._evaluations: deque[Event] = deque(maxlen=_MAX_EVALUATIONS)
         self._clock, self._began = clock, clock()
+        self._counted: tuple[float, int] = (self._began, 0)
+        self._first_done = 0
         self._open: list[float] = []
         self._stride = 1
         self._step_seconds: float | None = None
@@ -126,14 +159,16 @@ class View:
     def observe(self, event: Event) -> None:
         """Take an event into account."""
         kind = event["kind"]
+        self._best.observe(event)
         if kind == "train":
             self._observe_step(event)
         elif kind == "eval":
-            self.evaluation, self.step = event, max(self.step, event["step"])
-            rule = self.facts.best
-            value = number(event, rule.metric)
-            if value is not None and rule.improves(value, self.best and self.best[0]):
-                self.best = (value, event["step"])
+            self._evaluations.append(event)
+            self.step = max(self.step, event["step"])
+        elif kind == "rewind":
+            self.step = event["step"]
+            while self._evaluations and self._evaluations[-1]["step"] > self.step:
+                self._evaluations.pop()
         elif kind == "flag":
             if event.get("is_on"):
                 self.flags[str(event.get("name"))] = event
@@ -144,12 +179,46 @@ class View:
 
     def mark(self, phase: Phase) -> None:
         """Take note of what the loop does now; how long the last thing took is remembered."""
+        now = self._clock()
         if phase.name != self.phase.name:
-            now = self._clock()
             if self.phase.name in (EVALUATION, SAVE):
                 self._seconds[self.phase.name] = now - self._began
-            self._began = now
+            self._began, self._first_done = now, phase.num_done
+            self._counted = (now, phase.num_done)
+        if phase.num_done != self._counted[1]:
+            self._counted = (now, phase.num_done)
         self.phase = phase
+
+    def find_phase_seconds_left(self) -> float | None:
+        """To the end of an evaluation or save that is on its way; None: there is none, or it is not known.
+
+        By the parts that are done and by what the last one took, whichever is longer: metrics beside the
+        score come after all parts.
+        """
+        phase = self.phase
+        if phase.name not in (EVALUATION, SAVE):
+            return None
+        expected = [self._seconds[phase.name]] if phase.name in self._seconds else []
+        at, num_done = self._counted
+        if phase.num_all > num_done > self._first_done:
+            pace = (at - self._began) / (num_done - self._first_done)
+            expected.append(at - self._began + pace * (phase.num_all - num_done))
+        return max(0.0, max(expected) - (self._clock() - self._began)) if expected else None
+
+    @property
+    def evaluation(self) -> Event:
+        """The last evaluation; empty before the first."""
+        return self._evaluations[-1] if self._evaluations else {}
+
+    @property
+    def best(self) -> tuple[float, int] | None:
+        """Value and step."""
+        return self._best.now
+
+    @property
+    def step_seconds(self) -> float | None:
+        """The smoothed time of a step, evaluations and saves left out."""
+        return self._step_seconds
 
     def find_seconds_left(self) -> float | None:
         """To the end of the run; evaluations and saves are counted where one has been timed."""

@@ -82,7 +82,7 @@ def hide_rows(job):
     rows = job.store.evaluation
     ids = np.arange(rows.num_rows)
     epochs = np.full(len(ids), FROZEN_EPOCH)
-    return rows, masking, hide(rows, masking, row_ids=ids, epochs=epochs, seed=job.recipe.training.seed)
+    return rows, masking, hide(rows, masking, row_ids=ids, epochs=epochs, seed=job.recipe.evaluation.seed)
 
 
 def score_by_document(job):

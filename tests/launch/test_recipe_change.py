@@ -9,19 +9,18 @@ from typing import Annotated, Union, get_args, get_origin
 import pytest
 import yaml
 
-from launch import recipe_change
+from launch import recipe_policy
 from launch.recipe import Recipe
 from launch.recipe_change import (
-    POLICIES,
     check_resume,
     describe_recipe,
     find_changes,
-    find_policy,
     parse_accepted,
     record_changes,
 )
 from launch.recipe_check import _models_in, check_recipe
 from launch.recipe_file import read_recipe, shipped_recipes
+from launch.recipe_policy import POLICIES, find_policy, take_stricter
 from launch.verdict import RunError
 
 NAME = "deberta-tiny-encyclopedia-wwm"
@@ -73,13 +72,14 @@ def test_every_field_of_the_schema_has_exactly_one_policy_and_no_policy_is_of_a_
     # Sections that have one policy for all that is or will be in them.
     sections = {"model.config", "evaluation.metrics", "tokenizer.extend.first_phase"}
     assert set(POLICIES) - fields <= sections | {"stopping", "training.spikes"}
-    listed = [key for keys in recipe_change._POLICIES.values() for key in keys.split()]
+    listed = [key for keys in recipe_policy._POLICIES.values() for key in keys.split()]
     assert len(listed) == len(set(listed))
 
 
 def test_an_unknown_key_has_the_strictest_policy():
     assert find_policy(("training", "new_knob")) == "fixed"
     assert find_policy(("data", "sources", "3", "path")) == "content"
+    assert take_stricter("free", "flagged") == take_stricter("flagged", "recorded") == "flagged"
 
 
 def reorder(value):
@@ -198,6 +198,7 @@ def test_what_numbers_that_go_wrong_do_is_free_or_told():
         "model.config.new=1",
         "tokenizer.vocab_size=999",
         "evaluation.rate=0.5",
+        "evaluation.seed=7",
         "evaluation.best=accuracy",
     ],
 )
@@ -287,6 +288,16 @@ def test_a_recipe_of_an_older_version_gets_the_defaults_of_this_one():
     for section, key in (("data", "shard_rows"), ("training", "eps")):
         del older["recipe"][section][key]
     assert check_resume(older, read_recipe(NAME), data_key="text", place=PLACE) == []
+
+
+def test_a_run_of_before_there_was_a_seed_of_the_evaluation_drew_its_masks_with_that_of_the_training():
+    older = state(read_recipe(NAME, ["training.seed=7"]))
+    del older["recipe"]["evaluation"]["seed"]
+    settings = {"data_key": "text", "place": PLACE}
+    same = read_recipe(NAME, ["training.seed=7", "evaluation.seed=7"])
+    assert check_resume(older, same, **settings) == []
+    with pytest.raises(RunError, match=r"evaluation.seed: was 7, is 42; restore it"):
+        check_resume(older, read_recipe(NAME, ["training.seed=7"]), **settings)
 
 
 @pytest.mark.parametrize(

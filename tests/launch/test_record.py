@@ -1,4 +1,5 @@
 import json
+import math
 import re
 
 import pytest
@@ -42,6 +43,15 @@ def test_a_broken_fill_event_does_not_cost_the_report(fill, tmp_path):
     assert "Samples" in write_report([run]).read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("lost", [None, math.inf, math.nan])
+def test_an_evaluation_that_is_not_finite_is_told_from_none(lost, tmp_path):
+    """JSON has no word for it, so that it is null in the log."""
+    told = judge(read_record(write_run(tmp_path / "lost", [evaluation(0, 9.0), evaluation(10, lost)])))
+    assert told == "The evaluation at step 10 is not a finite number: training diverged."
+    none = judge(read_record(write_run(tmp_path / "none", [yardstick(5.0)])))
+    assert none == "There is no evaluation yet, so nothing can be said about the model."
+
+
 def test_a_yardstick_that_is_not_finite_is_no_yardstick(tmp_path):
     run = write_run(
         tmp_path / "run", [yardstick(float("inf")), yardstick(20.0, "neighbours"), evaluation(5, 10.0)]
@@ -66,6 +76,57 @@ def test_a_yardstick_that_is_not_finite_is_no_yardstick(tmp_path):
 def test_the_status_says_why_a_run_ended(reason, step, status, tmp_path):
     events = [{"kind": "train", "step": step, "loss": 1.0}, {"kind": "end", "step": step, "reason": reason}]
     assert describe_status(read_record(write_run(tmp_path / "run", events, num_steps=1000))) == status
+
+
+STEP = {"kind": "train", "step": 40, "loss": 1.0}
+WHY = "3 steps in a row were skipped; <b>lower</b> the rate"
+
+
+def test_a_run_that_failed_says_why_in_its_status_and_among_what_is_missing(tmp_path):
+    run = write_run(tmp_path / "run", [STEP], num_steps=1000)
+    (run / "verdict.json").write_text(json.dumps({"exit_code": 5, "message": f"{WHY}\n\x1b[31m"}))
+    record = read_record(run)
+    told = f"failed, exit 5: {WHY} \\x1b[31m"
+    assert describe_status(record) == f"{told}; step 40 of 1,000"
+    assert record.gaps.count(told) == 1
+    assert not [gap for gap in record.gaps if "still going" in gap]
+    page = write_report([run]).read_text()
+    assert page.count("failed, exit 5: 3 steps in a row were skipped; &lt;b&gt;lower&lt;/b&gt;") == 2
+    assert "<b>" not in page
+
+
+def test_a_run_that_failed_before_its_first_event_says_why(tmp_path):
+    run = write_run(tmp_path / "run", [])
+    (run / "verdict.json").write_text(json.dumps({"exit_code": 2, "message": "no such corpus"}))
+    assert describe_status(read_record(run)) == "failed, exit 2: no such corpus; nothing logged"
+    assert "failed, exit 2: no such corpus" in read_record(run).gaps
+
+
+@pytest.mark.parametrize(
+    ("verdict", "told"),
+    [
+        ({"exit_code": 143, "message": "stopped at step 40"}, "the run was stopped (stopped at step 40)"),
+        ({"exit_code": 0, "message": "done"}, "still going or was killed"),
+        (None, "still going or was killed"),
+    ],
+)
+def test_a_run_that_was_stopped_or_is_going_did_not_fail(verdict, told, tmp_path):
+    run = write_run(tmp_path / "run", [STEP], num_steps=1000)
+    if verdict:
+        (run / "verdict.json").write_text(json.dumps(verdict))
+    assert describe_status(read_record(run)) == "not finished, step 40 of 1,000"
+    assert read_record(run).gaps[-1].endswith(told)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "3", '{"exit_code": 5}', '{"exit_code": "5", "message": "x"}', "\ud800",
+             '{"exit_code": 5, "message": 7}', '{"exit_code": true, "message": "x"}'],
+)  # fmt: skip
+def test_a_verdict_that_cannot_be_read_costs_no_report(text, tmp_path):
+    run = write_run(tmp_path / "run", [STEP], num_steps=1000)
+    (run / "verdict.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert describe_status(read_record(run)) == "not finished, step 40 of 1,000"
+    assert any(gap.startswith("verdict.json cannot be read: ") for gap in read_record(run).gaps)
 
 
 def test_runs_on_other_targets_are_said_to_be_no_fair_comparison(tmp_path):

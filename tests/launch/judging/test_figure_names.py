@@ -32,7 +32,7 @@ def is_listed(key, names):
 def compare(setting, num_classes, **metrics):
     suite = setting.build(**metrics)
     found = {key for key in suite.measure(Blank(num_classes)) if "/num_" not in key}
-    fixed = ("fragmentation", "majority", "unigram")  # training does not move them
+    fixed = ("fragmentation", "majority", "unigram", "neighbours")  # training does not move them
     found = {key for key in found if not any(word in key for word in fixed)}
     evaluation = setting.recipe.evaluation.model_copy(update={"metrics": Metrics.model_validate(metrics)})
     names = [name for name in list_figures(evaluation, setting.recipe.data, False) if "/" in name]
@@ -56,7 +56,7 @@ def test_of_words(tmp_path):
     for name, terms in TERMS.items():
         (tmp_path / f"{name}.txt").write_text("\n".join(terms), encoding="utf-8")
         lists[name] = str(tmp_path / f"{name}.txt")
-    plain = write_corpus(tmp_path / "plain.jsonl", 30, with_terms=False, seed=3)
+    other = write_corpus(tmp_path / "other.jsonl", 30, seed=3)
     compare(
         setting,
         len(setting.tokenizer),
@@ -64,7 +64,7 @@ def test_of_words(tmp_path):
         rare_words={},
         fragmentation=True,
         pseudo={},
-        general={"sources": [{"kind": "jsonl", "path": plain}]},
+        general={"sources": [{"kind": "jsonl", "path": other}]},
     )
 
 

@@ -171,6 +171,23 @@ def test_a_file_that_cannot_be_used_is_refused(records, wanted, tmp_path):
     assert error.value.verdict.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ('["text", "label"]', r'line 3 is \["text", "label"\]; wanted a JSON object'),
+        ("7", "line 3 is 7; wanted a JSON object"),
+        ('{"text": "a"', "line 3 is no JSON"),
+        ("[" * 100_000, "line 3 is no JSON"),
+    ],
+)
+def test_a_line_that_is_no_object_is_named(line, wanted, tmp_path):
+    path = tmp_path / "labelled.jsonl"
+    path.write_text(f"{json.dumps(RECORDS[0])}\n\n{line}\n")
+    with pytest.raises(RunError, match=f"labelled.jsonl cannot be read: {wanted}") as error:
+        read_examples(make_settings(path), seed=0)
+    assert error.value.verdict.exit_code == 2
+
+
 @pytest.mark.parametrize("name", ["missing.jsonl", "labelled.txt"])
 def test_a_missing_or_unknown_file_is_refused(name, tmp_path):
     with pytest.raises(RunError, match="cannot be read"):

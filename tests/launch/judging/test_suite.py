@@ -69,7 +69,7 @@ class Setting:
             self.store.evaluation,
             layout=self.layout,
             masking=self.masking,
-            seed=self.recipe.training.seed,
+            seed=self.recipe.evaluation.seed,
             micro_batch=micro_batch,
         )
 
@@ -152,6 +152,36 @@ def test_terms_are_told_from_the_rest(words, lists, plain):
     assert none["eval/main/terms/num_occurrences"] > 20
 
 
+def test_a_general_corpus_is_judged_as_the_main_one_is(words, lists, folder):
+    """By all that the recipe asks for: of a corpus of the very evaluation rows the figures are equal."""
+    texts = decode_documents(take_all(words.store.evaluation), words.tokenizer)
+    same = folder / "same.jsonl"
+    same.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+    general = {"sources": [{"kind": "jsonl", "path": str(same)}]}
+    wanted = {**ALL, "terms": {"lists": lists}, "fragmentation": True, "pseudo": {"num_pieces": 10**6}}
+    found = words.build(**wanted, general=general).measure(Knowing(words.tokenizer, is_plain))
+    main = {name.removeprefix("eval/main/"): value for name, value in found.items() if "/main/" in name}
+    other = {
+        name.removeprefix("eval/general/"): value for name, value in found.items() if "/general/" in name
+    }
+    more = {"loss", "perplexity", "accuracy", "num_targets", "unigram_perplexity", "neighbours_perplexity"}
+    assert set(other) == set(main) | more
+    # The masks are other ones, as rows lie in another order, and so are the targets.
+    by_chance = ("recovery/", "rare_words/", "accuracy_top5")
+    fixed = [name for name in main if not name.startswith(by_chance)]
+    assert {name.split("/")[0] for name in fixed} == {"terms", "fragmentation", "pseudo"}
+    for name in fixed:
+        assert other[name] == pytest.approx(main[name], rel=1e-9), name
+
+
+def test_words_that_only_the_general_corpus_has_are_counted_too(words, folder):
+    path = folder / "new.jsonl"
+    path.write_text(json.dumps({"text": " ".join(["stonehills", "rainsand", "greenold"] * 12)}) + "\n")
+    suite = words.build(rare_words={}, general={"sources": [{"kind": "jsonl", "path": str(path)}]})
+    found = suite.measure(Knowing(words.tokenizer, is_plain))
+    assert found["eval/general/rare_words/unseen/num_targets"] == found["eval/general/num_targets"] > 5
+
+
 def test_a_corpus_without_terms_gives_no_figure(words, folder):
     (folder / "absent.txt").write_text("graptolite\nwalcottella", encoding="utf-8")
     suite = words.build(terms={"lists": {"absent": str(folder / "absent.txt")}}, fragmentation=True)
@@ -166,6 +196,23 @@ def test_the_groups_of_frequency_hold_all_targets(words):
     labels = torch.cat([batch["labels"].flatten() for _, batch in words.make_batches()])
     assert sum(counts.values()) == (labels >= 0).sum()
     assert len(counts) > 1
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_words_of_a_sampled_corpus_are_grouped_by_what_the_whole_holds(words, num_ranks, monkeypatch):
+    """A plain word stands some 50 times in the training rows, and some 12 times in a quarter of them."""
+    monkeypatch.setattr(words_module, "_CHUNK_PIECES", 150)
+    num_pieces = int(np.sum(words.store.train.lengths))
+    wanted = {"bounds": [1, 30], "max_pieces": num_pieces // 4}
+
+    def run(rank, add):
+        monkeypatch.setattr(suite_module, "sum_over_ranks", add)
+        suite = words.build(rank, num_ranks, rare_words=wanted)
+        return suite.measure(Knowing(words.tokenizer, is_plain))
+
+    found = run_ranks(num_ranks, run)[0]
+    often, seldom = (found[f"eval/main/rare_words/{name}/num_targets"] for name in ("30-up", "1-29"))
+    assert often > seldom
 
 
 def make_deberta(setting):
@@ -253,7 +300,10 @@ def test_two_ranks_give_the_bits_of_one(words, lists, folder, monkeypatch):
     monkeypatch.setattr(words_module, "_CHUNK_PIECES", 300)
     model = make_deberta(words)
     wanted = {**ALL, "terms": {"lists": lists}, "probes": [{"name": "topic", "path": write_topics(folder)}]}
+    other = write_corpus(folder / "other.jsonl", 30, seed=2)
+    wanted["general"] = {"sources": [{"kind": "jsonl", "path": other}]}
     one = words.build(**wanted).measure(model)
+    assert {"eval/general/terms/perplexity", "eval/general/neighbours_perplexity"} < set(one)
     shares = []
 
     def run(rank, add):

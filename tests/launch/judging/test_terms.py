@@ -4,9 +4,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from data_pipes.masks.units import find_words
 from data_pipes.rows import Rows
 from data_pipes.tokenize import PieceEncoder
-from launch.judging.passes import Spans
+from launch.judging.passes import SpanPass, Spans
 from launch.judging.terms import TermIndex, choose_occurrences
 from launch.judging.words import WordHasher
 from tests.data_pipes.tiny_tokenizers import MAKERS
@@ -38,6 +39,43 @@ def test_occurrences_are_those_that_a_search_of_the_texts_finds(kind):
         start = rows.offsets[row] + first
         text = tokenizer.decode(rows.pieces[start : start + length].tolist()).replace("_", " ").strip()
         assert text.replace(" ", "").lower() == name.replace(" ", "").lower()
+
+
+def search(words, terms):
+    """(first word, number of words) of the occurrences that a plain search of a text finds: the longest terms
+    first, from left to right, none over another."""
+    taken, found = set(), []
+    for size in sorted({len(term) for term in terms}, reverse=True):
+        for first in range(len(words) - size + 1):
+            places = set(range(first, first + size))
+            if tuple(words[first : first + size]) in terms and not places & taken:
+                taken |= places
+                found.append((first, size))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_terms_that_overlap_are_found_and_hidden_as_a_plain_search_finds_them(together):
+    """Two of one length may overlap, a term may overlap itself, and longer ones go before."""
+    generator = np.random.default_rng(0)
+    names = ["They", "say", "the", "shale"]
+    lists = {"all": ["They_say", "say_the", "the_They", "say_say", "shale_the_say", "the_say_They", "shale"]}
+    terms = {tuple(term.split("_")) for term in lists["all"]}
+    texts = [["They", "say", "the"], ["say"] * 5, *(generator.choice(names, 12).tolist() for _ in range(30))]
+    tokenizer = make_tokenizer()
+    _, rows, found = find_terms(tokenizer, [[" ".join(text)] for text in texts], lists)
+    expected = [(row, *place) for row, text in enumerate(texts) for place in search(text, terms)]
+    bounds, spans = find_words(rows), found.spans
+    starts = np.searchsorted(bounds, rows.offsets[:-1][spans.rows] + spans.firsts)
+    first_words = starts - np.searchsorted(bounds, rows.offsets[:-1][spans.rows]) - 1  # after [CLS]
+    assert list(zip(spans.rows.tolist(), first_words.tolist(), found.num_words.tolist(), strict=True)) == (
+        expected
+    )
+    assert [place[1:] for place in expected if place[0] < 2] == [(0, 2), (0, 2), (2, 2)]
+    # So every span is hidden in full, whatever is hidden beside it.
+    hidden = SpanPass(rows, spans, tokenizer.mask_token_id, together)
+    sheet = hidden.load(np.arange(len(hidden.lengths)))
+    assert np.bincount(sheet.owners, minlength=spans.num_spans).tolist() == spans.lengths.tolist()
 
 
 def test_a_term_may_be_in_two_lists_and_is_found_once():

@@ -58,11 +58,15 @@ def test_words_are_counted_as_a_counter_does(num_ranks, monkeypatch):
     hasher = WordHasher.build(tokenizer)
     rows = make_rows(tokenizer).take(np.array([0, 1, 2, 3, 3, 2, 0]))
     wanted = list_words(make_rows(tokenizer, [["They say the graptolite."]]), hasher)
-    parts = [
-        count_words(rows, hasher, wanted, seed=0, max_pieces=10**9, part=(rank, num_ranks))
-        for rank in range(num_ranks)
-    ]
+    parts, scales = zip(
+        *(
+            count_words(rows, hasher, wanted, seed=0, max_pieces=10**9, part=(rank, num_ranks))
+            for rank in range(num_ranks)
+        ),
+        strict=True,
+    )
     counts = Counter(hasher.hash(rows.pieces, find_words(rows)).tolist())
+    assert set(scales) == {1.0}
     found = np.sum(parts, axis=0).tolist()
     assert found == [counts[number] for number in wanted.tolist()]
     assert min(found) == 0 < 3 < max(found)
@@ -74,16 +78,37 @@ def test_a_part_of_a_large_corpus_is_scaled_up(monkeypatch):
     hasher = WordHasher.build(tokenizer)
     rows = make_rows(tokenizer).take(np.tile(np.arange(4), 200))
     wanted = list_words(rows, hasher)
-    whole = count_words(rows, hasher, wanted, seed=0, max_pieces=10**9)
-    part = count_words(rows, hasher, wanted, seed=0, max_pieces=10_000)
-    assert (part != whole).any()
-    assert part.sum() == pytest.approx(whole.sum(), rel=0.1)
+    whole, _ = count_words(rows, hasher, wanted, seed=0, max_pieces=10**9)
+    part, scale = count_words(rows, hasher, wanted, seed=0, max_pieces=10_000)
+    assert scale > 2
+    assert (part * scale != whole).any()
+    assert part.sum() * scale == pytest.approx(whole.sum(), rel=0.1)
+
+
+def test_counts_of_a_sampled_corpus_are_the_same_however_many_ranks_count(monkeypatch):
+    """A bound of a group lies between 100 and 99.99999999999999, which is what 25/9 + 35 * 25/9 comes to."""
+    assert (1 + 35) * 25 / 9 == 100 > 1 * (25 / 9) + 35 * (25 / 9)
+    monkeypatch.setattr(words_module, "_CHUNK_PIECES", 200)
+    tokenizer = make_tokenizer()
+    hasher = WordHasher.build(tokenizer)
+    rows = make_rows(tokenizer).take(np.tile(np.arange(4), 200))
+    wanted = list_words(rows, hasher)
+    found = []
+    for num_ranks in (1, 2, 3, 5):
+        parts = [
+            count_words(rows, hasher, wanted, seed=0, max_pieces=10_000, part=(rank, num_ranks))
+            for rank in range(num_ranks)
+        ]
+        assert len({scale for _, scale in parts}) == 1
+        assert all((counts == counts.round()).all() for counts, _ in parts)
+        found.append((sum(counts for counts, _ in parts) * parts[0][1]).tolist())
+    assert found[1:] == found[:1] * 3
 
 
 def test_nothing_to_count_is_no_error():
     tokenizer = make_tokenizer()
     hasher, rows = WordHasher.build(tokenizer), make_rows(tokenizer)
-    assert len(count_words(rows, hasher, np.zeros(0, np.uint64), seed=0, max_pieces=9)) == 0
-    assert count_words(
-        rows.take(np.zeros(0, np.int64)), hasher, np.ones(1, np.uint64), seed=0, max_pieces=9
-    ) == [0]
+    counts, scale = count_words(rows, hasher, np.zeros(0, np.uint64), seed=0, max_pieces=9)
+    assert (len(counts), scale) == (0, 1.0)
+    none = rows.take(np.zeros(0, np.int64))
+    assert count_words(none, hasher, np.ones(1, np.uint64), seed=0, max_pieces=9) == ([0], 1.0)

@@ -87,13 +87,24 @@ def test_a_chart_is_told_in_words():
     assert dots == ["run: 8.00 at step 1", "run: 2.50 at step 100"]
 
 
-@pytest.mark.parametrize(
-    "name", ['a<b>&"c"', "$\\frac{a}{b}$ $x$", "caf\u00e9 \u6f22\u5b57", "half \ud800", "\\textbf{a}"]
-)
+NAMES = ['a<b>&"c"', "$\\frac{a}{b}$ $x$", "caf\u00e9 \u6f22\u5b57", "half \ud800", "\\textbf{a}"]
+NAMES += ["x\x01y", "x\x1by", "x\ufffey"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_any_name_of_a_run_is_text(name):
     svg = draw_chart("t", [Curve(name, [(1, 1.0), (2, 2.0)])])
-    shown = name.encode("utf-8", "replace").decode()
+    shown = re.sub("[\x00-\x1f\ud800\ufffe]", lambda found: found[0].encode("unicode_escape").decode(), name)
     assert any(text and text[:5] == shown[:5] for text in list_texts(svg))
+
+
+@pytest.mark.parametrize("mark", ["\x01", "\x1b", "\ufffe"])
+def test_titles_and_marks_may_hold_what_xml_may_not(mark):
+    svg = draw_chart(f"a{mark}b", [Curve("c", [(1, 1.0), (2, 2.0)])], marks=[(f"m{mark}n", 1.5)])
+    escape = mark.encode("unicode_escape").decode()
+    assert read(svg).find("title").text == f"a{escape}b"
+    assert f"Mark at 1.50: m{escape}n." in str(read(svg).find("desc").text)
+    assert any(text and text.startswith(f"m{escape}n") for text in list_texts(svg))
 
 
 def test_a_chart_leaves_out_what_is_no_number_and_survives_having_nothing():
@@ -156,5 +167,8 @@ def test_long_names_part_where_they_differ():
     rates = ["learning_rate=0.002,seed=1", "learning_rate=0.004,seed=1", "learning_rate=0.004,seed=22"]
     assert shorten_names(rates) == ["0.002,seed=1", "0.004,seed=1", "0.004,seed=22"]
     assert shorten_names(["a", "b"]) == ["a", "b"]
+    paths = [f"a-place-{'x' * 9}{one}{'y' * 30}/run" for one in "12"]
+    assert len(set(shorten_names(paths))) == 2, "not even where they differ in their middle alone"
+    assert all(len(name) <= 17 for name in shorten_names(paths))
     (alone,) = shorten_names(["one-very-long-name-of-a-run-2"])
     assert alone == "one-very\u2026-a-run-2"

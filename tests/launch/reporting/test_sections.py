@@ -8,7 +8,7 @@ import pytest
 from launch.record import read_record
 from launch.report import render, write_report
 from launch.reporting.answers import find_band, list_examples, tabulate_words
-from launch.reporting.comparison import tabulate_results, tabulate_settings
+from launch.reporting.comparison import Comparison, tabulate_results, tabulate_settings
 from launch.reporting.curves import draw_charts, draw_further
 from launch.reporting.facts import list_asked, tabulate_intake
 from launch.reporting.figures import (
@@ -19,7 +19,7 @@ from launch.reporting.figures import (
     tabulate_metrics,
 )
 from launch.reporting.incidents import count_incidents, tabulate_incidents
-from launch.reporting.reality import measure, tabulate_reality
+from launch.reporting.reality import measure, measure_run, tabulate_reality
 from tests.launch.reporting.runs import HOSTILE, PLAN, RATE, RECIPE, example, make_run
 from tests.launch.test_report import read_page
 
@@ -123,6 +123,26 @@ def test_a_step_that_is_logged_stands_for_those_since_the_last_one(tmp_path):
     assert (found.num_steps, found.seconds, found.num_tokens) == (100, 50.0, 50.0 * RATE)
 
 
+def test_the_time_of_the_whole_run_is_the_sum_over_its_starts(tmp_path):
+    folder = make_run(tmp_path / "run")
+    assert read(tabulate_reality(read_record(folder)))["the run, evaluations and saves with it"][1:] == [
+        "",
+        "",
+    ]
+    times = [
+        {"kind": "data", "step": 0, "time": 1000.0},
+        {"kind": "save", "step": 50, "path": "checkpoint-50", "time": 1020.5},
+        {"kind": "resume", "step": 50, "time": 5000.0},
+        {"kind": "save", "step": 100, "path": "checkpoint-100", "time": 5017.0},
+        {"kind": "end", "step": 100, "reason": "steps", "time": 5019.5},
+    ]
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join([*lines[:-1], *(json.dumps(e) + "\n" for e in times)]))
+    assert measure_run(read_record(folder)) == 40.0
+    row = read(tabulate_reality(read_record(folder)))["the run, evaluations and saves with it"]
+    assert row == ["30 s predicted, measured", "40 s measured", "1.3\u00d7"]
+
+
 def test_plans_with_nonsense_in_them_cost_no_report(tmp_path):
     plan = PLAN | {
         "seconds": math.inf,
@@ -156,7 +176,7 @@ def test_events_with_nonsense_in_them_cost_no_report(event, tmp_path):
 def test_incidents_are_counted_and_told(tmp_path):
     more = [
         {"kind": "resume", "step": 60, "message": "going on from step 60"},
-        {"kind": "spike", "step": 70, "loss": 9.5, "usual": 2.0},
+        {"kind": "spike", "step": 70, "loss": 9.5, "usual": 2.0, "time": 1.7e9},
         {"kind": "rewind", "step": 60, "spike_step": 70, "message": "warning: the run goes back to step 60"},
         {"kind": "save_failed", "step": 75, "message": "warning: no space"},
         {"kind": "damage", "step": 60, "message": "warning: checkpoint-50 is damaged"},
@@ -269,11 +289,13 @@ def test_several_runs_share_a_chart_and_a_table_with_differences(tmp_path):
         make_run(tmp_path / "third", perplexity=40.0),
     ]
     records = [read_record(folder) for folder in folders]
-    rows = read(tabulate_results(records))
+    rows = read(tabulate_results(Comparison.of(records)))
     assert rows["perplexity"] == ["43.0", "50.0 \u25b2 +16.3%, worse", "40.0 \u25bc -7.0%, better"]
     assert rows["best evaluation"] == ["43.0 at step 100", "50.0 at step 100", "40.0 at step 100"]
     assert rows["perplexity (terms)"] == ["60.0", "60.0 = same", "60.0 = same"]
-    assert read(tabulate_settings(records)) == {"training.learning_rate": ["0.001", "0.01", "0.001"]}
+    assert read(tabulate_settings(Comparison.of(records))) == {
+        "training.learning_rate": ["0.001", "0.01", "0.001"]
+    }
     loss = draw_charts(records)[0].svg
     assert all(f">{name}</text>" in loss for name in ("first", "second", "third"))
     _, text = read_page(write_report(folders))
@@ -287,7 +309,7 @@ def test_a_difference_within_the_interval_of_the_first_run_is_no_verdict(tmp_pat
     for value, told in ((70.0, "within interval"), (73.0, "worse")):
         last = [event for event in records[1].events.rows if event["kind"] == "eval"][-1]
         last[key] = value
-        cell = read(tabulate_results(records))["perplexity (terms)"][1]
+        cell = read(tabulate_results(Comparison.of(records)))["perplexity (terms)"][1]
         assert cell.endswith(told), cell
 
 
@@ -295,7 +317,7 @@ def test_runs_on_other_targets_get_no_differences(tmp_path):
     folders = [make_run(tmp_path / "one"), make_run(tmp_path / "two", perplexity=50.0)]
     text = (folders[1] / "metrics.jsonl").read_text().replace('"num_targets": 500', '"num_targets": 501')
     (folders[1] / "metrics.jsonl").write_text(text)
-    rows = read(tabulate_results([read_record(folder) for folder in folders]))
+    rows = read(tabulate_results(Comparison.of([read_record(folder) for folder in folders])))
     assert rows["perplexity"] == ["43.0", "50.0"]
 
 

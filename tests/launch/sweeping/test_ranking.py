@@ -103,6 +103,8 @@ def test_means_over_seeds_are_those_of_the_runs(tmp_path):
 
 def test_runs_on_other_targets_are_no_fair_comparison(tmp_path):
     entries = make_sweep(tmp_path, RUNS)
-    assert is_fair(rank(entries, tmp_path, LOWER))
+    (tmp_path / "crashed").mkdir()
+    entries.append(Entry("crashed", {}, state="failed", exit_code=1))
+    assert is_fair(rank(entries, tmp_path, LOWER)), "one without an evaluation is not asked"
     write_run(tmp_path / "e", {0: 1.0}, num_targets=11)
     assert not is_fair(rank([*entries, Entry("e", {})], tmp_path, LOWER))

@@ -120,7 +120,10 @@ def test_started_again_it_runs_nothing_and_ranks_again(place, runs, capsys):
     capsys.readouterr()
     assert sweep(place, RATES) == 0
     assert runs.commands == []
-    assert NAMES[1] in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert NAMES[1] in told
+    assert told.count("sweep  0 of 3 runs are still to be run; in ") == 1
+    assert told.count("not run again") == 3, "their time is not counted again"
 
 
 def test_a_stopped_run_goes_on_and_the_rest_follows(place, runs, capsys):
@@ -131,6 +134,9 @@ def test_a_stopped_run_goes_on_and_the_rest_follows(place, runs, capsys):
     runs.commands.clear()
     assert sweep(place, RATES) == 0
     assert list_started(runs) == NAMES[1:]
+    told = capsys.readouterr().out
+    assert "sweep  2 of 3 runs are still to be run, 1,600 steps, " in told
+    assert told.count("not run again") == 1
 
 
 def test_a_failed_run_is_named_left_alone_and_run_again_on_demand(place, runs, capsys):
@@ -229,6 +235,24 @@ def test_a_dry_run_prints_the_commands_and_leaves_nothing(place, runs, capsys):
     assert lines[1].endswith("training.learning_rate=0.001 'training.betas=[0.9, 0.999]'")
     assert runs.commands == []
     assert not place.folder.exists()
+
+
+@pytest.mark.parametrize(("gpu", "is_shared"), [(None, True), (object(), False)])
+def test_runs_at_once_share_the_cores_but_not_the_gpus(gpu, is_shared, place, monkeypatch):
+    from launch.sweep import _Sweep
+    from launch.sweeping import jobs
+
+    asked = []
+
+    def describe(jobs, num_slots, *, open_names, shares_cores):
+        asked.append((num_slots, open_names, shares_cores))
+        return [], ""
+
+    monkeypatch.setattr(jobs, "describe_cost", describe)
+    job = SimpleNamespace(request=SimpleNamespace(profile=SimpleNamespace(gpu=gpu)))
+    arguments = argparse.Namespace(parallel=2, search=None)
+    _Sweep(arguments, None, None, [job], place.folder)._print_cost(["a"])
+    assert asked == [(2, ["a"], is_shared)]
 
 
 def test_several_at_once_have_logs_and_cores_of_their_own(place, runs):

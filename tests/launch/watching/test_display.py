@@ -137,13 +137,85 @@ def test_the_panel_has_every_figure_at_any_width(width):
         "12,346 tokens/s (15,000 with padding, MFU 41.0%)",
         "1.2% of the time",
         "4.00 GiB at most, 80% of 5.00 GiB predicted, limit 8.00 GiB",
-        "3 steps",
+        "skipped 3 steps",
+        "MFU 41.0%), 2.00 s a step",
         "loss 1.5000, perplexity 4.48, accuracy 50.0% at step 10 (best)",
         "evaluation at step 20 in 0:18, save at step 50 in 1:18",
         "! data starving: 40%",
     ):
         if width >= 80:
             assert part in flat, part
+
+
+def flatten(text):
+    return " ".join(text.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("lost", [None, float("nan")])
+def test_the_panel_of_a_run_whose_loss_is_not_finite_says_so_beside_its_course(lost, width):
+    view = View(FACTS)
+    for step, loss in ((8, 3.0), (9, 2.0), (10, lost)):
+        view.observe({**TRAIN, "step": step, "loss": loss})
+    view.observe({**EVAL, "loss": lost, "perplexity": lost, "discriminator_auc": lost})
+    flat = flatten(draw(view, width))
+    assert f"loss not finite {panel._SPARKS[-1]}{panel._SPARKS[0]}" in flat
+    assert "perplexity not finite" in flat
+    assert (
+        "evaluation loss not finite, perplexity not finite, accuracy 50.0%, AUC not finite at step 10" in flat
+    )
+
+
+def test_skipped_steps_are_counted_from_none_on():
+    for number, words in ((0, "0 steps"), (1, "1 step"), (1_234, "1,234 steps")):
+        assert f"skipped {words} " in flatten(draw_after(View(FACTS), {**TRAIN, "skipped_steps": number}))
+
+
+def test_the_memory_of_a_process_is_shown_against_the_plan_where_there_is_no_card():
+    plan = {"num_steps": 100, "memory": {"gpu_bytes": 0, "cpu_bytes": 5 * 2**30, "limit_bytes": None}}
+    text = flatten(draw_after(View(Facts.of(plan, {})), TRAIN))
+    assert "memory 4.00 GiB at most, 80% of 5.00 GiB predicted" in text
+    assert "limit" not in text
+
+
+@pytest.mark.parametrize(("rows", "words"), [(64.0, ", 2.00 s a step"), (1_280.0, ", 100 ms a step")])
+def test_the_time_of_a_step_is_shown(rows, words):
+    assert words in flatten(draw_after(View(FACTS), {**TRAIN, "rows_per_second": rows}))
+
+
+def test_an_evaluation_and_a_save_on_their_way_say_how_long_they_still_take():
+    now = [0.0]
+    view = View(FACTS, clock=lambda: now[0])
+
+    def look(seconds, name, *parts):
+        now[0] += seconds
+        view.mark(Phase(name, 10, *parts))
+        return panel.describe_phase(view)
+
+    assert look(0, "step") == "training"
+    assert look(1, "evaluation") == "evaluating"
+    assert look(0, "evaluation", 0, 40) == "evaluating 0/40"
+    assert look(8, "evaluation", 4, 40) == "evaluating 4/40, 1:12 left"
+    now[0] += 2  # between two marks the time goes on
+    assert panel.describe_phase(view) == "evaluating 4/40, 1:10 left"
+    assert "evaluating 4/40, 1:10 left" in draw(view, 80)
+    assert look(10, "evaluation", 40, 40) == "evaluating 40/40"
+    assert look(80, "evaluation") == "evaluating"  # metrics beside the score, for the first time
+    assert look(0, "save") == "saving"
+    assert look(30, "step") == "training"
+    # By the last one, which took 100 s with its metrics; by the parts where they say more.
+    assert look(5, "evaluation", 0, 40) == "evaluating 0/40, 1:40 left"
+    assert look(4, "evaluation", 20, 40) == "evaluating 20/40, 1:36 left"
+    assert look(96, "evaluation", 22, 40) == "evaluating 22/40, 1:22 left"
+    assert look(500, "evaluation") == "evaluating, 0:00 left"
+    assert look(0, "save") == "saving, 0:30 left"
+    # One who comes in the middle of it knows the pace from what he has seen.
+    late = View(FACTS, clock=lambda: now[0])
+    late.mark(Phase("evaluation", 10, 30, 40))
+    assert panel.describe_phase(late) == "evaluating 30/40"
+    now[0] += 6
+    late.mark(Phase("evaluation", 10, 33, 40))
+    assert panel.describe_phase(late) == "evaluating 33/40, 0:14 left"
 
 
 def test_a_panel_without_events_is_drawn():

@@ -98,6 +98,26 @@ def test_an_evaluation_that_is_worse_twice_or_while_training_gets_worse_too_is_n
     assert raise_flags(worse) == []
 
 
+@pytest.mark.parametrize("lost", [None, math.nan, math.inf])
+def test_an_evaluation_that_is_no_number_is_told_at_once(lost):
+    watched = Flags(Limits())
+    told = [watched.warn(evaluation(step, loss)) for step, loss in ((0, 5.0), (10, lost), (20, lost))]
+    ((flag,),) = told[1:2]
+    assert told[0] == told[2] == []
+    assert (flag["name"], flag["is_on"]) == ("evaluation_diverging", True)
+    assert flag["message"] == "the evaluation of step 10 is not a number: the model has diverged"
+    (over,) = watched.warn(evaluation(30, 2.5))
+    assert (over["name"], over["is_on"]) == ("evaluation_diverging", False)
+    assert over["message"] == "evaluation is a number again: loss 2.5000"
+    assert watched.warn(evaluation(40, 2.6)) == []
+
+
+def test_an_evaluation_that_got_worse_and_then_is_no_number_is_told_twice():
+    events = [*diverging([2.5, 2.0, 2.1, 2.2, 2.3]), evaluation(120, None), evaluation(140, 2.2)]
+    name = "evaluation_diverging"
+    assert raise_flags(events) == [(100, name, True), (120, name, True), (140, name, False)]
+
+
 def test_waiting_for_data_is_told_when_it_lasts():
     short = [
         step(number, 3 - number / 1_000, data_wait_fraction=0.9 if number < 15 else 0.0)
@@ -169,10 +189,10 @@ def test_what_is_not_known_raises_nothing():
     assert raise_flags(bare, max_grad_norm=1.0, limit_bytes=1.0, predicted_bytes=1.0) == []
     odd = [
         {"kind": "train", "step": 1},
-        {"kind": "eval", "step": 1, "loss": None},
+        {"kind": "eval", "step": 1},
         {"kind": "note", "step": 2},
     ]
-    odd += [{"kind": "train", "step": 3, "loss": math.nan}, {"kind": "eval", "step": 3, "loss": math.inf}]
+    odd += [{"kind": "train", "step": 3, "loss": math.nan}, {"kind": "train", "step": 4, "loss": None}]
     assert raise_flags(odd) == []
 
 
@@ -195,5 +215,8 @@ def test_limits_are_read_from_a_plan_and_a_recipe():
     assert Limits.of(plan, {"training": {"max_grad_norm": 2}}) == Limits(10, 2.0, 5.0, 8.0)
     assert Limits.of({"memory": None}, {"training": None}) == Limits()
     cpu = {"memory": {"gpu_bytes": 0, "cpu_bytes": 7, "limit_bytes": None}}
-    assert Limits.of(cpu, {}).predicted_bytes is None
+    assert Limits.of(cpu, {}) == Limits(process_bytes=7.0)
+    with_card = {"memory": {"gpu_bytes": 5.0, "cpu_bytes": 7, "limit_bytes": 8}}
+    assert Limits.of(with_card, {}) == Limits(predicted_bytes=5.0, limit_bytes=8.0)
+    assert raise_flags([step(1, peak_memory_bytes=9 * GIB)], process_bytes=5.0 * GIB) == []
     assert flags.MEMORY_SHARE < 1 < flags.PLAN_SHARE

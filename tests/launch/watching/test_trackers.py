@@ -131,6 +131,19 @@ def test_steps_that_are_taken_again_in_one_session_are_sent_once(tmp_path, fake)
     assert list_steps(rows) == [1, 2, 3, 4]
 
 
+def test_a_tracker_that_is_asked_for_later_gets_the_course_that_counts(tmp_path, fake, monkeypatch):
+    """Of a run that went back the steps that it took again, and not those before which it went back."""
+    losses = []
+    monkeypatch.setattr(Fake, "write", lambda self, values, step: losses.append((step, *values.values())))
+    with Tracker(tmp_path, is_main=True, display=None) as tracker:
+        for step, loss in ((1, 4.0), (2, 9.0), (3, 8.0)):
+            tracker.log("train", step, loss=loss)
+        tracker.log("rewind", 1, message="going back")
+        tracker.log("train", 2, loss=0.5)
+    train(tmp_path, 4, 4, resumed_step=3)
+    assert losses == [(1, 4.0), (2, 0.5), (4, 0.25)]
+
+
 def test_a_fresh_start_is_a_new_run_there(tmp_path, fake):
     rows, _, targets = fake
     train(tmp_path, 1, 3)

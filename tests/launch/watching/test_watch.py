@@ -197,6 +197,18 @@ def test_events_that_lack_what_is_shown_are_left_out():
     assert [event["kind"] for event in found] == ["train", "note", "train"]
 
 
+def test_figures_that_are_not_finite_are_shown_as_such(folder, capsys):
+    """They are null in a log; of a generator with its discriminator those of both."""
+    lost = dict.fromkeys(("loss", "perplexity", "discriminator_auc", "discriminator_loss"))
+    pair = {**evaluation(30), **lost, "discriminator_base_loss": 0.4, "num_positions": 70}
+    write(folder, train(30, None, grad_norm=None), pair)
+    assert cli.main(["watch", str(folder), "--once"]) == 0
+    _, evaluated, trained = capsys.readouterr().out.splitlines()
+    assert "evaluation: loss not finite  perplexity not finite  accuracy 50.0%" in evaluated
+    assert evaluated.endswith("AUC not finite  loss not finite (base rate 0.4000)  on 70 pieces")
+    assert "loss not finite  perplexity not finite" in trained
+
+
 def test_a_tail_gives_each_whole_event_once(tmp_path):
     path = tmp_path / "metrics.jsonl"
     tail = Tail(path)
@@ -447,6 +459,51 @@ def test_runs_are_listed_with_their_best_and_last(tmp_path, capsys):
     assert cli.main(["runs", str(tmp_path / "c")]) == 0
     assert "no runs in" in capsys.readouterr().out
     assert cli.main(["runs", str(tmp_path / "nothing")]) == 2
+
+
+def test_the_last_step_is_found_however_long_the_lines_after_it_are(tmp_path):
+    make_run(tmp_path / "a", exit_code=0, message="done")
+    examples = ({"kind": "example", "step": 50, "row": row, "text": "x" * 4_096} for row in range(12))
+    write(tmp_path / "a", *examples, {"kind": "end", "step": 50, "reason": "steps"})
+    (row,) = list_runs(tmp_path)
+    assert (row.step, row.loss, row.best) == (50, 0.1, 0.9)
+
+
+def test_a_line_that_is_not_whole_yet_is_not_the_last_one(tmp_path):
+    make_run(tmp_path / "a", num_events=3)
+    with (tmp_path / "a" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(train(4, 1.0))[:-5])
+    (row,) = list_runs(tmp_path)
+    assert (row.step, row.loss) == (3, 5 / 3)
+
+
+def go_back(step):
+    return {"kind": "rewind", "step": step, "message": "going back"}
+
+
+def test_what_a_run_has_gone_back_before_is_not_its_best_nor_its_last(folder):
+    """In the list of runs and in the view alike."""
+
+    def look():
+        (row,) = list_runs(folder)
+        follower, _ = follow(folder)
+        follower.look()
+        view = follower.display.view
+        assert view.best == (None if row.best is None else (row.best, row.best_step))
+        assert view.step == row.step
+        return row.step, row.loss, row.best, row.best_step, view.evaluation.get("step")
+
+    write(folder, {"kind": "data", "step": 0}, train(400, 9.0), evaluation(400, 2.0))
+    write(folder, train(500, 8.0), evaluation(500, 1.0))
+    assert look() == (500, 8.0, 1.0, 500, 500)
+    write(folder, go_back(400))
+    assert look() == (400, 9.0, 2.0, 400, 400)
+    write(folder, train(500, 7.0), evaluation(500, 1.5))
+    assert look() == (500, 7.0, 1.5, 500, 500)
+    write(folder, evaluation(600, 1.8), go_back(500), go_back(300))
+    assert look() == (300, None, None, None, None)
+    write(folder, train(310, 6.0), evaluation(400, 3.0))
+    assert look() == (400, 6.0, 3.0, 400, 400)
 
 
 def test_the_best_is_found_in_a_long_file_whose_end_alone_is_read(tmp_path):
