@@ -1,8 +1,13 @@
 """Fixtures that several test files share."""
 
 import pytest
+from hypothesis import settings
 
 from tests.commands import QUICK, run_recipe
+
+# No test asserts a time: on a machine that is busy an example may take long.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
