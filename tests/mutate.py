@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
 LIST = Path(__file__).with_name("mutations.json")
-MUTATION_SECONDS = 240
+MUTATION_SECONDS = 600
 # All named tests of a file in one go, on a machine that does other things too.
 BASELINE_SECONDS = 1200
 # For tests that hang to end what they started.

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from modeling.trust import load_tensors
 from tests.commands import ENVIRONMENT, QUICK, ROOT, run_recipe, start
 
 pytestmark = pytest.mark.ranks
@@ -204,6 +205,9 @@ def test_the_trainer_plans_from_the_world_that_a_launcher_made(way, tmp_path):
     offload = "parameters" if way == "accelerate-parameters" else None
     assert plan["offload"] == offload
     assert (ran.folder / "final" / "model.safetensors").exists()
+    training = ran.folder / "checkpoint-2" / "training"
+    states = [load_tensors(training / f"random-{rank}.pt")["torch"] for rank in range(world_size)]
+    assert len({state.numpy().tobytes() for state in states}) == world_size, "ranks drop the same units"
 
 
 def verdict_of(folder):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from launch import fault
@@ -117,6 +117,9 @@ ACTIONS = st.sampled_from(
 
 @settings(max_examples=60, deadline=None)
 @given(actions=st.lists(ACTIONS, max_size=14))
+@example(actions=["save", "foreign", *["save"] * 4])
+@example(actions=["save", "foreign manifest", *["save"] * 4])
+@example(actions=["save", "best", *["save"] * 4])
 def test_rotation_never_takes_what_is_wanted_whatever_came_before(actions):
     with tempfile.TemporaryDirectory() as name:
         run = Run(Path(name))
